@@ -1,0 +1,74 @@
+"""Transfer learning for crystals.
+
+A graph network pretrained on large property databases, plugins that adapt its later layers to a
+property of your own, and elastic weight consolidation that keeps what the source needs.
+Names are imported on first use, so that ``import matxfer`` stays fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matxfer.calculator import MatxferCalculator
+    from matxfer.crystal import Crystal, CrystalError
+    from matxfer.evaluation import evaluate
+    from matxfer.graph import GraphOptions
+    from matxfer.model import Model, available_models, load_model
+    from matxfer.nn.backbone import Backbone
+    from matxfer.prediction import predict
+    from matxfer.pyg import CrystalGraph
+    from matxfer.transfer.config import FinetuneConfig
+    from matxfer.transfer.finetune import finetune
+    from matxfer.transfer.plugin import Plugin, load_plugin
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Backbone": "matxfer.nn.backbone",
+    "Crystal": "matxfer.crystal",
+    "CrystalError": "matxfer.crystal",
+    "CrystalGraph": "matxfer.pyg",
+    "FinetuneConfig": "matxfer.transfer.config",
+    "GraphOptions": "matxfer.graph",
+    "MatxferCalculator": "matxfer.calculator",
+    "Model": "matxfer.model",
+    "Plugin": "matxfer.transfer.plugin",
+    "available_models": "matxfer.model",
+    "evaluate": "matxfer.evaluation",
+    "finetune": "matxfer.transfer.finetune",
+    "load_model": "matxfer.model",
+    "load_plugin": "matxfer.transfer.plugin",
+    "predict": "matxfer.prediction",
+}
+
+__all__ = [
+    "Backbone",
+    "Crystal",
+    "CrystalError",
+    "CrystalGraph",
+    "FinetuneConfig",
+    "GraphOptions",
+    "MatxferCalculator",
+    "Model",
+    "Plugin",
+    "available_models",
+    "evaluate",
+    "finetune",
+    "load_model",
+    "load_plugin",
+    "predict",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'matxfer' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,327 @@
+"""The ``matxfer`` command: arguments in, tables out; nothing heavy before it is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from matxfer.errors import MatxferError, OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+app = typer.Typer(
+    name="matxfer",
+    help="Transfer learning for crystals: predict properties of structure files with a pretrained "
+    "network, and fine-tune small plugins for properties of your own.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Base model: a shipped one by name, or its folder.")
+]
+StructureColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of structures (CIF text, paths or JSON) of a table."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+#: The same name as in matxfer.model, which would import torch.
+DEFAULT_MODEL = "mp-base"
+
+
+@app.command()
+def predict(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help="Structure files, tables, folders or globs.", metavar="INPUT..."),
+    ],
+    model: ModelOption = DEFAULT_MODEL,
+    plugin: Annotated[
+        list[str] | None, typer.Option("--plugin", help="Folder of a plugin; may be repeated.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="OUT.csv, OUT.parquet or OUT.jsonl.")
+    ] = None,
+    structure_column: StructureColumn = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that read files and build graphs.")
+    ] = None,
+) -> None:
+    """Predict properties of crystals, one row per structure.
+
+    Without -o: a table on a terminal, CSV into a pipe. A structure that cannot be used keeps its
+    row and says why. Exit code 1 if no structure could be predicted.
+    """
+    from matxfer import output as out
+    from matxfer.prediction import Predictor
+
+    if output is not None:
+        out.output_format(output)
+    predictor = Predictor(model, plugin or [])
+    rows = predictor.rows(inputs, structure_column=structure_column, workers=workers)
+    if output is None and sys.stdout.isatty():
+        total, failed = out.print_table(rows, predictor.columns)
+    elif output is None:
+        counter = out.Counter(rows)
+        out.write_csv(counter, predictor.columns, sys.stdout)
+        total, failed = counter.total, counter.failed
+    else:
+        with _progress("predicting") as advance:
+            try:
+                total, failed = out.write_rows(_told(rows, advance), predictor.columns, output)
+            except KeyboardInterrupt:
+                _say(f"interrupted; the rows so far are in {output}.part")
+                raise typer.Exit(130) from None
+    if failed:
+        _say(f"{failed} of {total} structures could not be predicted; see the column 'error'")
+    if not total:
+        _say("there are no structures in what was given; check the paths")
+    if failed == total:
+        raise typer.Exit(1)
+
+
+@app.command()
+def finetune(
+    table: Annotated[str, typer.Argument(help="Parquet or CSV table.")],
+    target: Annotated[str, typer.Option(help="Column of values; its name ends in the unit.")],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="Folder of the plugin.")
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    split_column: Annotated[
+        str | None, typer.Option(help="Column with train, val, test; else a seeded random split.")
+    ] = None,
+    freeze: Annotated[
+        int | None,
+        typer.Option(help="Frozen message-passing layers: 0 none … L all but the readout."),
+    ] = None,
+    retain: Annotated[
+        str | None, typer.Option(help="none, or ewc: hold on to what the source needs.")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="λ of EWC; 1 is the full posterior of the source.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="At most so many passes.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many passes without improvement.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Crystals per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the last layer.")] = None,
+    layer_decay: Annotated[
+        float | None, typer.Option(help="Learning rate of a layer over that of the one above.")
+    ] = None,
+    head_learning_rate: Annotated[float | None, typer.Option(help="Of the readout.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="On the readout.")] = None,
+    readout: Annotated[str | None, typer.Option(help="atomwise or pooled.")] = None,
+    transform: Annotated[
+        str | None, typer.Option(help="identity, nonnegative, log, log10 or log1p.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Initial weights, order, random split.")] = None,
+    structure_column: StructureColumn = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a plugin for one property of a table.
+
+    Freezes the first layers of the base model (computed once and kept), trains the rest and a
+    readout, stops early on the validation rows, reports the test rows once.
+    """
+    from matxfer.transfer.finetune import finetune as run
+
+    options: dict[str, Any] = {
+        "freeze": freeze,
+        "retain": retain,
+        "strength": strength,
+        "epochs": epochs,
+        "patience": patience,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "layer_decay": layer_decay,
+        "head_learning_rate": head_learning_rate,
+        "weight_decay": weight_decay,
+        "readout": readout,
+        "transform": transform,
+        "seed": seed,
+    }
+    folder = output or f"{Path(table).stem}-plugin"
+    with _progress("building graphs") as advance:
+        plugin = run(
+            table,
+            target,
+            folder,
+            model=model,
+            split_column=split_column,
+            structure_column=structure_column,
+            on_graphs=advance,
+            **{name: value for name, value in options.items() if value is not None},
+        )
+    if as_json:
+        _print_json({"plugin": folder, **plugin.meta})
+        return
+    for part, figures in plugin.meta["figures"].items():
+        typer.echo(f"{part:5s} {_figures_line(figures)}")
+    drift = plugin.meta["retention"]["drift"]
+    typer.echo(
+        "drift of the source predictions on these structures, were the base to share the layers:"
+    )
+    for name, entry in drift.items():
+        typer.echo(f"      {name}: {entry['mean_absolute_drift']:.4g} {entry['unit']}")
+    typer.echo(f"{folder}: written in {plugin.meta['seconds']:.1f} s; use it with --plugin {folder}")
+
+
+@app.command()
+def evaluate(
+    table: Annotated[str, typer.Argument(help="Parquet or CSV table.")],
+    target: Annotated[str, typer.Option(help="Column of true values.")],
+    plugin: Annotated[str | None, typer.Option(help="Folder of the plugin to evaluate.")] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    split_column: Annotated[str | None, typer.Option(help="Column that names the split.")] = None,
+    split: Annotated[str, typer.Option(help="Which rows, with --split-column.")] = "test",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="COLUMN=VALUE: only rows that have it; may be repeated."),
+    ] = None,
+    structure_column: StructureColumn = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare predictions with a column of a table: MAE, RMSE, R² and n."""
+    from matxfer.evaluation import evaluate as run
+
+    conditions = dict(_pair(text) for text in where or [])
+    with _progress("building graphs") as advance:
+        figures = run(
+            table,
+            target,
+            plugin,
+            model=model,
+            split_column=split_column,
+            split=split,
+            where=conditions,
+            structure_column=structure_column,
+            on_graphs=advance,
+        )
+    if as_json:
+        _print_json(figures)
+    else:
+        typer.echo(_figures_line(figures))
+        for reason, count in figures["excluded"].items():
+            typer.echo(f"left out: {count} rows, {reason}")
+
+
+@app.command()
+def pretrain(
+    config: Annotated[str, typer.Argument(help="YAML file, see pretrained/mp-base/config.yaml.")],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="Folder of the finished model.")
+    ] = None,
+    run_folder: Annotated[
+        str | None, typer.Option(help="Folder of checkpoints and logs (default runs/NAME).")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pretrain a model on several source properties at once."""
+    from matxfer.pretrain import pretrain as run
+    from matxfer.pretrain_config import read_config
+
+    settings = read_config(config)
+    folder = output or str(Path("runs") / settings.name / "model")
+    with _progress("building graphs") as advance:
+        model = run(settings, folder, run_folder=run_folder, resume=resume, on_progress=advance)
+    if as_json:
+        _print_json(model.card)
+        return
+    for name, parts in model.card.get("figures", {}).items():
+        typer.echo(f"{name}: {_figures_line(parts['test'])}")
+    typer.echo(f"{folder}: written")
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the shipped models and what they predict."""
+    from matxfer.model import available_models, load_model
+
+    cards = {name: load_model(name).card for name in available_models()}
+    if as_json:
+        _print_json(cards)
+        return
+    for name, card in cards.items():
+        typer.echo(f"{name}: {', '.join(h['property']['name'] for h in card['heads'])}")
+
+
+def main() -> None:
+    """Run the command; known problems end in one line on stderr and exit code 2."""
+    # Threads that wait should sleep: on a busy machine spinning ones slow a call a hundredfold.
+    # Read once by the OpenMP library, so it has to be said before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of the pipe has seen enough
+        sys.stderr.close()
+        sys.exit(141)
+    except (MatxferError, OSError) as error:
+        _say(f"error: {' '.join(str(error).split())}")
+        sys.exit(2)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    typer.echo(json.dumps(data, ensure_ascii=False))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    column, equals, value = text.partition("=")
+    if not equals:
+        raise OptionError(f"--where {text!r}: write COLUMN=VALUE")
+    return column.strip(), value.strip()
+
+
+def _figures_line(figures: dict[str, Any]) -> str:
+    if not figures["n"]:
+        return "no rows to compare"
+    unit = f" {figures['unit']}" if figures["unit"] else ""
+    r2 = "–" if figures["r2"] is None else f"{figures['r2']:.4f}"
+    line = f"MAE {figures['mae']:.4g}{unit}  RMSE {figures['rmse']:.4g}{unit}  R² {r2}"
+    extra = "".join(f"  {k} {v:.4g}" for k, v in figures.items() if k.startswith("mae_log"))
+    return f"{line}  n {figures['n']}{extra}"
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int], None]]:
+    """Show a counter on stderr if a person is looking at it."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description} {task.completed:,.0f}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda count: progress.advance(task, count)
+
+
+def _told(rows: Iterator[Any], advance: Callable[[int], None]) -> Iterator[Any]:
+    for row in rows:
+        advance(1)
+        yield row

@@ -1,0 +1,123 @@
+"""The one registry of properties: column name, unit, transform to the scale the network fits.
+
+A column's unit is the end of its name (``band_gap_ev``, ``bulk_modulus_vrh_gpa``). Known
+properties say more: how they are transformed and whether per-element reference energies apply.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from matxfer.errors import OptionError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Ends of column names and the units they mean; longer ends first where one ends another.
+UNIT_SUFFIXES: dict[str, str] = {
+    "_ev_per_cation": "eV/cation",
+    "_ev_per_a3": "eV/Å³",
+    "_mev_per_atom": "meV/atom",
+    "_mev_per_a2": "meV/Å²",
+    "_ev_per_atom": "eV/atom",
+    "_ev_per_a": "eV/Å",
+    "_j_per_mol_atom_k": "J/(mol-atom·K)",
+    "_mub_per_cell": "μB/cell",
+    "_per_cm": "1/cm",
+    "_cm1": "1/cm",
+    "_gpa": "GPa",
+    "_mev": "meV",
+    "_ev": "eV",
+    "_k": "K",
+}
+
+TRANSFORMS = ("identity", "nonnegative", "log", "log10", "log1p")
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """A scalar property of a crystal.
+
+    Parameters
+    ----------
+    name
+        Column name; ends in the unit.
+    unit
+        Unit of the values, ``""`` if dimensionless.
+    transform
+        Scale on which the network fits: ``identity``, ``nonnegative`` (identity, predictions
+        clipped at zero), ``log``, ``log10`` or ``log1p``.
+    per_atom_energy
+        True if the value is an energy per atom, to which each element contributes a reference.
+    """
+
+    name: str
+    unit: str
+    transform: str = "identity"
+    per_atom_energy: bool = False
+
+    def __post_init__(self) -> None:
+        if self.transform not in TRANSFORMS:
+            raise OptionError(
+                f"{self.name}: unknown transform {self.transform!r}; known are {TRANSFORMS}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the property as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Property:
+        """Read a property back."""
+        return cls(**data)
+
+
+def unit_of(column: str) -> str:
+    """Return the unit that a column's name ends in, ``""`` if it names none."""
+    suffix = next((end for end in UNIT_SUFFIXES if column.endswith(end)), None)
+    if suffix is None:
+        return ""
+    unit = UNIT_SUFFIXES[suffix]
+    return f"ln({unit})" if column.startswith("log_") else unit
+
+
+_KNOWN = {
+    prop.name: prop
+    for prop in (
+        Property("formation_energy_ev_per_atom", "eV/atom", per_atom_energy=True),
+        Property("expt_formation_enthalpy_ev_per_atom", "eV/atom", per_atom_energy=True),
+        Property("band_gap_ev", "eV", transform="nonnegative"),
+        Property("bulk_modulus_vrh_gpa", "GPa", transform="log10"),
+        Property("shear_modulus_vrh_gpa", "GPa", transform="log10"),
+    )
+}
+
+
+def property_of(column: str) -> Property:
+    """Return what is known of a column: its registry entry, else its unit and no transform."""
+    return _KNOWN.get(column) or Property(column, unit_of(column))
+
+
+def apply_transform(transform: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Map values in their unit to the fitted scale; values outside its domain become NaN."""
+    if transform in ("identity", "nonnegative"):
+        return values
+    domain = values > (-1.0 if transform == "log1p" else 0.0)
+    function = {"log": np.log, "log10": np.log10, "log1p": np.log1p}[transform]
+    result = np.full_like(values, np.nan)
+    result[domain] = function(values[domain])
+    return result
+
+
+def invert_transform(transform: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Map the fitted scale back to values in their unit."""
+    if transform == "identity":
+        return values
+    if transform == "nonnegative":
+        return np.maximum(values, 0.0)
+    if transform == "log10":
+        return np.asarray(10.0**values)
+    return np.asarray({"log": np.exp, "log1p": np.expm1}[transform](values))

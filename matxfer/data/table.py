@@ -1,0 +1,152 @@
+"""A property table: structures, target values in their unit and a split, row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from matxfer.errors import MatxferError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from matxfer.crystal import Crystal, CrystalError
+
+SPLITS = ("train", "val", "test")
+#: Other names that tables use for the parts of a split.
+_SPLIT_ALIASES = {"valid": "val", "validation": "val", "training": "train"}
+
+
+class TableError(MatxferError):
+    """A table that cannot be used: names the file, what is wrong and the remedy."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PropertyTable:
+    """n rows of structures and values.
+
+    Attributes
+    ----------
+    source
+        Where the rows came from.
+    crystals
+        The structures; an error stands where a row has none.
+    values
+        For each target column its values in the column's unit, shape (n,), NaN where missing.
+    split
+        ``train``, ``val``, ``test`` or another word (rows to leave out), shape (n,).
+    """
+
+    source: str
+    crystals: list[Crystal | CrystalError]
+    values: dict[str, NDArray[np.float64]]
+    split: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.crystals)
+
+
+def read_property_table(
+    table: str | Path | pd.DataFrame,
+    targets: Sequence[str],
+    *,
+    split_column: str | None = None,
+    structure_column: str | None = None,
+    seed: int = 0,
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    source: str | None = None,
+) -> PropertyTable:
+    """Read structures, targets and split of a Parquet or CSV table, or of a data frame.
+
+    Parameters
+    ----------
+    table
+        Path or data frame.
+    targets
+        Columns of values; units are those in their names.
+    split_column
+        Column that says ``train``, ``val`` or ``test``; without one, rows are split at random.
+    structure_column
+        Column of structures, see :mod:`matxfer.readers`.
+    seed, fractions
+        Seed and shares (train, val, test) of the random split.
+    source
+        What messages call the table; default: its path.
+
+    Raises
+    ------
+    TableError
+        If the file or a column is missing, or no row has a value.
+    """
+    from matxfer.readers import crystals_of_table
+
+    frame, found_source = open_table(table)
+    source = source or found_source
+    wanted = [*targets, *([split_column] if split_column else [])]
+    if missing := [name for name in wanted if name not in frame.columns]:
+        raise TableError(
+            f"{source}: no column {missing[0]!r}; the columns are {list(frame.columns)}"
+        )
+    if not len(frame):
+        raise TableError(f"{source}: the table has no rows")
+    values = {name: _numbers(frame, name, source) for name in targets}
+    if not any(np.isfinite(v).any() for v in values.values()):
+        raise TableError(f"{source}: no row has a value in {list(targets)}")
+    entries = crystals_of_table(frame, source, structure_column=structure_column)
+    crystals = [e.crystal if e.crystal is not None else _required(e.error) for e in entries]
+    if split_column:
+        words = frame[split_column].astype(str).str.lower().replace(_SPLIT_ALIASES)
+        split = words.to_numpy().astype(str)
+        if not np.isin(split, SPLITS).any():
+            raise TableError(
+                f"{source}: column {split_column!r} holds none of {SPLITS}, but "
+                f"{sorted(set(split.tolist()))[:5]}"
+            )
+    else:
+        split = random_split(len(frame), fractions, seed)
+    return PropertyTable(source, crystals, values, split)
+
+
+def random_split(n: int, fractions: tuple[float, float, float], seed: int) -> NDArray[np.str_]:
+    """Return a seeded random split of n rows into ``train``, ``val`` and ``test``, shape (n,)."""
+    order = np.random.default_rng(seed).permutation(n)
+    first, second = round(n * fractions[0]), round(n * (fractions[0] + fractions[1]))
+    split = np.empty(n, dtype="<U5")
+    split[order[:first]], split[order[first:second]] = "train", "val"
+    split[order[second:]] = "test"
+    return split
+
+
+def open_table(table: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the data frame and where it came from."""
+    from matxfer.readers import load_table
+
+    if isinstance(table, str | Path):
+        return load_table(table), str(table)
+    return table, "<data frame>"
+
+
+def _required(error: CrystalError | None) -> CrystalError:
+    assert error is not None, "an entry holds a crystal or an error"
+    return error
+
+
+def _numbers(frame: pd.DataFrame, column: str, source: str) -> NDArray[np.float64]:
+    import pandas as pd
+
+    numbers = pd.to_numeric(frame[column], errors="coerce")
+    garbled = numbers.isna() & frame[column].notna()
+    if garbled.any():
+        row = int(np.flatnonzero(garbled.to_numpy())[0])
+        raise TableError(
+            f"{source}: row {row} of column {column!r} is {frame[column].iloc[row]!r}, which is "
+            "not a number; correct it or leave it empty"
+        )
+    values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+    return np.where(np.isfinite(values), values, np.nan)

@@ -1,0 +1,137 @@
+"""How good are predictions on a table: errors of the base model or of a plugin, on a split."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from matxfer.data.loader import edge_budget_batches
+from matxfer.data.properties import unit_of
+from matxfer.data.store import graph_store
+from matxfer.data.table import TableError, open_table, read_property_table
+from matxfer.metrics import regression_metrics
+from matxfer.model import DEFAULT_MODEL, Model, load_model
+from matxfer.runtime import keep_large_blocks
+from matxfer.transfer.plugin import Plugin, load_plugin, predict_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from matxfer.data.packed import PackedGraphs
+
+
+def evaluate(
+    table: str | Path | pd.DataFrame,
+    target: str,
+    plugin: str | Path | Plugin | None = None,
+    *,
+    model: str | Path | Model = DEFAULT_MODEL,
+    split_column: str | None = None,
+    split: str = "test",
+    where: Mapping[str, str] | None = None,
+    structure_column: str | None = None,
+    on_graphs: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Compare predictions with a column of a table.
+
+    Parameters
+    ----------
+    table
+        Parquet or CSV table, or a data frame.
+    target
+        Column of true values.
+    plugin
+        Plugin that predicts it; without one, the base model's own head.
+    model
+        Base model.
+    split_column, split
+        Look at the rows whose ``split_column`` says ``split``; without a column, at all rows.
+    where
+        Column → value: look at the rows that have them, besides.
+    structure_column, on_graphs
+        As in :func:`matxfer.transfer.finetune.finetune`.
+
+    Returns
+    -------
+    dict
+        ``mae``, ``rmse``, ``r2``, ``n``, ``unit``; ``mae_log10`` and the like for properties on a
+        logarithmic scale; ``excluded``: reason → number of rows that could not be compared.
+
+    Raises
+    ------
+    TableError
+        If the table or a column is missing, no row is left, or nothing predicts the target.
+    """
+    keep_large_blocks()
+    base = model if isinstance(model, Model) else load_model(model)
+    adapted = load_plugin(plugin, base) if not isinstance(plugin, Plugin | None) else plugin
+    prop = _property(base, adapted, target)
+    frame, source = open_table(table)
+    frame = _restrict(frame, source, {**({split_column: split} if split_column else {})})
+    frame = _restrict(frame, source, dict(where or {}))
+    data = read_property_table(frame, [target], source=source, structure_column=structure_column)
+    store = graph_store(data.crystals, base.backbone.graph_options, on_progress=on_graphs)
+    foreign = store.graphs.has_elements_outside(base.elements)
+    usable = (store.graphs.nodes_per_graph > 0) & ~foreign
+    predicted = np.full(len(data), np.nan)
+    rows = np.flatnonzero(usable)
+    predicted[rows] = _predict(base, adapted, target, store.graphs, rows)
+    truth = data.values[target]
+    result = regression_metrics(truth, predicted, prop)
+    excluded = {
+        "unreadable structure": int((store.graphs.nodes_per_graph == 0).sum()),
+        "element unknown to the model": int(foreign.sum()),
+        "no value": int((usable & ~np.isfinite(truth)).sum()),
+    }
+    return {**result, "excluded": {k: v for k, v in excluded.items() if v}}
+
+
+def _property(base: Model, plugin: Plugin | None, target: str) -> Any:
+    if plugin is None:
+        if target not in base.heads:
+            raise TableError(
+                f"model {base.name!r} does not predict {target!r}, but {list(base.heads)}; "
+                "give a plugin with --plugin, or train one with matxfer finetune"
+            )
+        return base.heads[target].prop
+    prop = plugin.head.prop
+    if target != prop.name and unit_of(target) != prop.unit:
+        raise TableError(
+            f"plugin {plugin.name!r} predicts {prop.name!r} in {prop.unit or 'no unit'!r}, which "
+            f"cannot be compared with column {target!r} in {unit_of(target) or 'no unit'!r}"
+        )
+    return prop
+
+
+def _restrict(frame: pd.DataFrame, source: str, conditions: dict[str, str]) -> pd.DataFrame:
+    for column, value in conditions.items():
+        if column not in frame.columns:
+            raise TableError(f"{source}: no column {column!r}; the columns are {[*frame.columns]}")
+        kept = frame[frame[column].astype(str) == value]
+        if not len(kept):
+            found = sorted(set(frame[column].astype(str)))[:6]
+            raise TableError(f"{source}: no row has {column} = {value!r}; it holds {found}")
+        frame = kept
+    return frame
+
+
+def _predict(
+    base: Model,
+    plugin: Plugin | None,
+    target: str,
+    graphs: PackedGraphs,
+    rows: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    column = len(base.heads) if plugin is not None else list(base.heads).index(target)
+    parts = [np.zeros(0)]
+    with torch.inference_mode():
+        for index in edge_budget_batches(graphs, rows):
+            batch = graphs.batch(index)
+            parts.append(predict_all(base, [plugin] if plugin else [], batch)[column])
+    return np.concatenate(parts)

@@ -1,0 +1,82 @@
+"""File formats in one place: versions, checksums, tensors as safetensors, metadata as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from matxfer.errors import MatxferError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+MODEL_FORMAT = 1
+PLUGIN_FORMAT = 1
+_REMEDY = "check the path, or fetch or train the model or plugin again"
+
+
+class FormatError(MatxferError):
+    """A model or plugin folder that cannot be read: which file, what is wrong, what to do."""
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write indented JSON with a final newline."""
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, expected_format: int | None = None) -> dict[str, Any]:
+    """Read a JSON object and check its ``format`` version.
+
+    Raises
+    ------
+    FormatError
+        If the file is missing, is not a JSON object or has another version.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise FormatError(f"{path}: not readable as JSON ({error}); {_REMEDY}") from error
+    if not isinstance(data, dict):
+        raise FormatError(f"{path}: expected a JSON object, found {type(data).__name__}; {_REMEDY}")
+    if expected_format is not None and data.get("format") != expected_format:
+        raise FormatError(
+            f"{path}: format {data.get('format')!r}, but this version of matxfer reads "
+            f"{expected_format}; install the matxfer version named in the file, or train it again"
+        )
+    return data
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors as safetensors, whole or not at all."""
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.part")
+    save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary)
+    temporary.chmod(0o644)  # weights are for everyone who may read the folder
+    temporary.replace(path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises
+    ------
+    FormatError
+        If it is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise FormatError(f"{path}: not readable as safetensors ({error}); {_REMEDY}") from error

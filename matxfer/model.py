@@ -1,0 +1,184 @@
+"""A pretrained model: backbone, heads of the source properties, card; found by name or path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from matxfer.files import (
+    MODEL_FORMAT,
+    FormatError,
+    read_json,
+    read_tensors,
+    sha256,
+    write_json,
+    write_tensors,
+)
+from matxfer.nn.head import PropertyHead
+from matxfer.nn.network import EdgeGatedNetwork
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from matxfer.data.batch import GraphLike
+    from matxfer.nn.backbone import Features
+
+DEFAULT_MODEL = "mp-base"
+_WEIGHTS, _CARD, _FISHER = "model.safetensors", "card.json", "fisher.safetensors"
+
+
+class Model(nn.Module):
+    """A backbone with one head per source property.
+
+    Parameters
+    ----------
+    backbone
+        The network under the heads.
+    heads
+        One head per property; their order is the order of the columns of a prediction.
+    elements
+        Atomic numbers seen in training.
+    card
+        Everything else that is known of the model: data, figures, licence, command.
+    """
+
+    def __init__(
+        self,
+        backbone: EdgeGatedNetwork,
+        heads: Iterable[PropertyHead],
+        elements: Iterable[int] = (),
+        card: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads: dict[str, PropertyHead] = nn.ModuleDict(  # type: ignore[assignment]
+            {head.prop.name: head for head in heads}
+        )
+        self.elements = frozenset(int(z) for z in elements)
+        self.card = card or {}
+        self.folder: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """Name from the card."""
+        return str(self.card.get("name", "unnamed"))
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the weights file that the model was read from, ``""`` if none."""
+        return str(self.card.get("sha256", ""))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def predict_graphs(self, graphs: GraphLike) -> dict[str, NDArray[np.float64]]:
+        """Return every source property of each graph, in its unit, shape (B,)."""
+        return self.predict_features(self.backbone(graphs), graphs)
+
+    def predict_features(
+        self, features: Features, graphs: GraphLike
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return every source property from features of the last layer."""
+        return {name: head.values(features.node, graphs) for name, head in self.heads.items()}
+
+    def fisher(self) -> dict[str, torch.Tensor]:
+        """Return the shipped Fisher information (see :mod:`matxfer.fisher`).
+
+        Raises
+        ------
+        FormatError
+            If the model came without one.
+        """
+        if self.folder is None or not (self.folder / _FISHER).exists():
+            raise FormatError(
+                f"model {self.name!r} comes without {_FISHER}; compute it with "
+                "matxfer.fisher.fisher_diagonal, or choose a retention that needs none"
+            )
+        return read_tensors(self.folder / _FISHER)
+
+    def __repr__(self) -> str:
+        size = sum(p.numel() for p in self.parameters())
+        return f"Model({self.name!r}, {', '.join(self.heads)}; {size:,} parameters)"
+
+    # -- files --------------------------------------------------------------------------------
+    def save(self, folder: str | Path, fisher: dict[str, torch.Tensor] | None = None) -> None:
+        """Write ``model.safetensors``, ``card.json`` and, if given, ``fisher.safetensors``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder / _WEIGHTS, self.state_dict())
+        if fisher is not None:
+            write_tensors(folder / _FISHER, fisher)
+        self.card = {
+            "format": MODEL_FORMAT,
+            "name": folder.name,
+            "architecture": self.backbone.config(),
+            "heads": [head.to_json() for head in self.heads.values()],
+            "elements": sorted(self.elements),
+            **{k: v for k, v in self.card.items() if k not in _DERIVED},
+            "sha256": sha256(folder / _WEIGHTS),
+        }
+        write_json(folder / _CARD, self.card)
+        self.folder = folder
+
+
+_DERIVED = ("format", "name", "architecture", "heads", "elements", "sha256")
+
+
+def model_folders() -> list[Path]:
+    """Return the folders that are searched for models by name."""
+    package = Path(__file__).resolve().parent
+    # In an installed package the weights lie inside it, in a checkout beside it.
+    return [package / "pretrained", package.parent / "pretrained"]
+
+
+def available_models() -> list[str]:
+    """Return the names of the shipped models."""
+    found = {card.parent.name for root in model_folders() for card in root.glob(f"*/{_CARD}")}
+    return sorted(found)
+
+
+def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
+    """Load a model by the name of a shipped one or by the path of its folder.
+
+    Raises
+    ------
+    FormatError
+        If there is no such model, or its files are damaged or of another version.
+    """
+    candidates = [root / str(name_or_path) for root in model_folders()]
+    folder = next(
+        (p for p in [Path(name_or_path), *candidates] if (p / _CARD).is_file()),
+        None,
+    )
+    if folder is None:
+        raise FormatError(
+            f"no model {str(name_or_path)!r}: give the folder of a model or one of "
+            f"{available_models()}"
+        )
+    card = read_json(folder / _CARD, MODEL_FORMAT)
+    if not (folder / _WEIGHTS).is_file():
+        raise FormatError(f"{folder / _WEIGHTS}: there is no such file; fetch the model again")
+    if card.get("sha256") != sha256(folder / _WEIGHTS):
+        raise FormatError(
+            f"{folder / _WEIGHTS}: the checksum differs from the card's; fetch the model again"
+        )
+    try:
+        if card["architecture"]["kind"] != EdgeGatedNetwork.kind:
+            raise ValueError(f"unknown architecture {card['architecture']['kind']!r}")
+        with torch.random.fork_rng(devices=[]):  # loading must not disturb the caller's seeds
+            backbone = EdgeGatedNetwork.from_config(card["architecture"])
+            heads = [PropertyHead.from_json(h, backbone.node_dim) for h in card["heads"]]
+            model = Model(backbone, heads, card["elements"], card)
+        model.load_state_dict(read_tensors(folder / _WEIGHTS))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FormatError(f"{folder / _CARD}: card and weights disagree ({error})") from error
+    model.folder = folder
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""The network: backbone protocol, message-passing layers, readouts and target scalers."""

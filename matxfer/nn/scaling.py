@@ -1,0 +1,106 @@
+"""Target scaling: reference energies per element, mean and spread; travels with the weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from matxfer.crystal import MAX_ATOMIC_NUMBER
+from matxfer.data.batch import GraphLike, node_weights
+from matxfer.data.properties import apply_transform, invert_transform
+from matxfer.errors import OptionError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from matxfer.data.packed import PackedGraphs
+    from matxfer.data.properties import Property
+
+#: Weight of the pull of reference energies to zero, in units of one structure: it settles
+#: elements that few structures hold and combinations that always occur together.
+REFERENCE_RIDGE = 1e-3
+
+
+def composition(graphs: PackedGraphs) -> NDArray[np.float64]:
+    """Return the atomic fractions of each graph, shape (G, 119); zero rows for empty graphs."""
+    row = np.repeat(np.arange(len(graphs)), graphs.nodes_per_graph)
+    table = np.zeros((len(graphs), MAX_ATOMIC_NUMBER + 1))
+    np.add.at(table, (row, graphs.numbers), graphs.multiplicity)
+    total = table.sum(axis=1, keepdims=True)
+    return np.asarray(table / np.maximum(total, 1))
+
+
+class TargetScaler(nn.Module):
+    """Affine map between the network's output and a property's fitted scale.
+
+    fitted = mean + std · output + Σ_Z x_Z r_Z, with atomic fractions x and, for energies per
+    atom, references r from a ridge fit to the training targets (robust where the composition
+    alone does not determine them); value = inverse transform of fitted.
+
+    Parameters
+    ----------
+    transform
+        See :class:`matxfer.data.properties.Property`.
+    """
+
+    mean: Tensor
+    std: Tensor
+    reference: Tensor
+
+    def __init__(self, transform: str = "identity") -> None:
+        super().__init__()
+        self.transform = transform
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+        self.register_buffer("reference", torch.zeros(MAX_ATOMIC_NUMBER + 1))
+
+    @classmethod
+    def fit(cls, prop: Property, values: NDArray[np.float64], graphs: PackedGraphs) -> TargetScaler:
+        """Fit to training values in the property's unit; NaN values are left out.
+
+        Raises
+        ------
+        ValueError
+            If no value can be used.
+        """
+        scaler = cls(prop.transform)
+        fitted = apply_transform(prop.transform, np.asarray(values, dtype=np.float64))
+        known = np.isfinite(fitted)
+        if not known.any():
+            raise OptionError(f"{prop.name}: no training value is usable; check the column")
+        y = fitted[known]
+        if prop.per_atom_energy:
+            x = composition(graphs)[known]
+            present = x.any(axis=0)
+            x = x[:, present]
+            gram = x.T @ x + REFERENCE_RIDGE * np.eye(x.shape[1])
+            reference = np.linalg.solve(gram, x.T @ (y - y.mean()))
+            scaler.reference[torch.from_numpy(present)] = torch.from_numpy(reference).float()
+            y = y - x @ reference
+        scaler.mean.fill_(float(y.mean()))
+        scaler.std.fill_(max(float(y.std()), 1e-8))
+        return scaler
+
+    def offset(self, graphs: GraphLike) -> Tensor:
+        """Return mean + Σ_Z x_Z r_Z of each graph, shape (B,), on the fitted scale."""
+        total = self.mean.repeat(graphs.num_graphs)
+        return total.index_add(0, graphs.batch, self.reference[graphs.z] * node_weights(graphs))
+
+    def fitted(self, output: Tensor, graphs: GraphLike) -> Tensor:
+        """Map network output (B,) to the fitted scale."""
+        return self.offset(graphs) + self.std * output
+
+    def normalised(self, values: NDArray[np.float64], graphs: PackedGraphs) -> NDArray[np.float32]:
+        """Map values in their unit (G,) to network targets; NaN where there is no usable value."""
+        fitted = apply_transform(self.transform, np.asarray(values, dtype=np.float64))
+        fitted = fitted - composition(graphs) @ self.reference.double().cpu().numpy()
+        scaled = (fitted - float(self.mean)) / float(self.std)
+        return np.asarray(scaled, dtype=np.float32)
+
+    def to_unit(self, fitted: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Map the fitted scale to values in the property's unit."""
+        return invert_transform(self.transform, fitted)

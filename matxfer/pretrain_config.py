@@ -1,0 +1,175 @@
+"""What a pretraining run is told: the YAML file as checked dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from matxfer.errors import MatxferError
+from matxfer.graph import GraphOptions
+
+T = TypeVar("T")
+
+
+class ConfigError(MatxferError):
+    """A configuration file that cannot be used: names the file and the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceConfig:
+    """One table of source data.
+
+    Parameters
+    ----------
+    table
+        Parquet or CSV file, relative to the configuration file.
+    targets
+        Columns to learn, units in their names.
+    split_column
+        Column with ``train``, ``val``, ``test``; without one a seeded random split.
+    report_only
+        Column → allowed values: rows of val and test outside are left out of every figure.
+    """
+
+    table: str
+    targets: list[str]
+    split_column: str | None = None
+    report_only: dict[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """Shape of the network, see :class:`matxfer.nn.network.EdgeGatedNetwork`."""
+
+    n_layers: int = 4
+    node_dim: int = 128
+    edge_dim: int = 64
+    basis_size: int = 40
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """Optimisation.
+
+    Parameters
+    ----------
+    epochs, batch_size
+        Passes over the training rows; crystals per batch and device.
+    learning_rate, weight_decay
+        Of AdamW; the rate rises linearly over ``warmup_fraction`` of all steps and falls to zero
+        along a cosine.
+    clip_norm
+        Largest norm of the gradient.
+    task_weights
+        Weight of each target in the loss (default 1).
+    patience
+        Stop after this many epochs without a better validation loss; ``null``: never.
+    fisher_samples
+        Training crystals that the Fisher information is averaged over; 0: none is computed.
+    """
+
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_fraction: float = 0.03
+    clip_norm: float = 1.0
+    task_weights: dict[str, float] = field(default_factory=dict)
+    patience: int | None = None
+    fisher_samples: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainConfig:
+    """A whole pretraining run.
+
+    Parameters
+    ----------
+    name
+        Name of the model.
+    sources
+        Tables to learn from, all at once.
+    graph, network, training
+        See the classes.
+    trainer
+        Passed to ``lightning.Trainer`` as it is (``precision``, ``accelerator``, ``devices``,
+        ``strategy``, ``num_nodes``, …); ``logger`` may name a class of
+        ``lightning.pytorch.loggers``.
+    card
+        Copied into the model's card (licence, citation, notes).
+    seed
+        Seed of initial weights, batch order and random splits.
+    folder
+        Folder of the configuration file, which table paths are relative to.
+    """
+
+    name: str
+    sources: list[SourceConfig]
+    graph: GraphOptions = field(default_factory=GraphOptions)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    card: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    folder: Path = field(default_factory=Path)
+
+
+def read_config(path: str | Path) -> PretrainConfig:
+    """Read and check a configuration file.
+
+    Raises
+    ------
+    ConfigError
+        If the file is not there, is not YAML, or a key is unknown, missing or of the wrong type.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not readable as YAML ({error})") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top")
+    try:
+        sources = [_build(SourceConfig, s, "sources") for s in data.pop("sources", None) or []]
+        if not sources:
+            raise ConfigError("'sources' is missing or empty; name at least one table")
+        parts: dict[str, Any] = {
+            "graph": _build(GraphOptions, data.pop("graph", {}), "graph"),
+            "network": _build(NetworkConfig, data.pop("network", {}), "network"),
+            "training": _build(TrainingConfig, data.pop("training", {}), "training"),
+        }
+        targets = {name for source in sources for name in source.targets}
+        if unknown := sorted(set(parts["training"].task_weights) - targets):
+            raise ConfigError(
+                f"{unknown[0]!r} in task_weights is not a target; these are {sorted(targets)}"
+            )
+        return _build(
+            PretrainConfig, {**data, **parts, "sources": sources, "folder": path.parent}, "the top"
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _build(cls: type[T], data: Any, place: str) -> T:
+    if not isinstance(data, dict):
+        raise ConfigError(f"{place}: expected keys and values, found {data!r}")
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(data) - set(known)):
+        raise ConfigError(f"unknown key {unknown[0]!r} in {place}; known are {sorted(known)}")
+    for key, value in data.items():
+        expected = str(known[key].type)
+        numeric = expected in ("int", "float")
+        if numeric and (isinstance(value, bool) or not isinstance(value, int | float)):
+            # YAML reads 1e-3 as text; only 1.0e-3 is a number to it.
+            raise ConfigError(f"{key!r} in {place} is {value!r}, not a number (write 1.0e-3)")
+        if expected == "int" and not isinstance(value, int):
+            raise ConfigError(f"{key!r} in {place} is {value!r}, not a whole number")
+        if expected.startswith("list") and not isinstance(value, list):
+            raise ConfigError(f"{key!r} in {place} is {value!r}, not a list (write [{value}])")
+    try:
+        return cls(**data)
+    except TypeError as error:
+        raise ConfigError(f"{place}: {error}") from None

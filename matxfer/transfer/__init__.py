@@ -1,0 +1,1 @@
+"""Plugins: freezing, the prefix cache, elastic weight consolidation, fine-tuning, plugin files."""

@@ -1,0 +1,148 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from matxfer.crystal import Crystal
+from matxfer.data.packed import PackedGraphs
+from matxfer.data.properties import property_of
+from matxfer.fisher import fisher_diagonal
+from matxfer.graph import GraphOptions, build_graph
+from matxfer.model import Model, load_model
+from matxfer.nn.head import PropertyHead, default_readout
+from matxfer.nn.network import EdgeGatedNetwork
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Return the root of the repository."""
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data(repository: Path) -> Path:
+    """Return the folder of the shared data tables; tests that need it are skipped without it."""
+    given = os.environ.get("MATXFER_SHARED_DATA")
+    folder = Path(given) if given else repository.parent / "shared" / "data"
+    if not (folder / "mp_formation_energy.parquet").is_file():
+        pytest.skip(
+            f"the shared data tables are not in {folder}; set MATXFER_SHARED_DATA to their folder"
+        )
+    return folder
+
+
+# -- a tiny model and a table to train on, for everything above the network ----------------------
+ELEMENTS = (3, 8, 11, 12, 17, 26)
+#: A target that no head of the tiny model predicts.
+TARGET = "debye_temperature_k"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep graphs out of the user's cache, and sums in one order: one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MATXFER_CACHE", str(tmp_path_factory.mktemp("graph-cache")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def table_crystals() -> list[Crystal]:
+    """Return 60 rock-salt, CsCl and fcc crystals with between one and eight atoms in the cell."""
+    rng = np.random.default_rng(7)
+    fcc = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+    crystals = []
+    for k in range(60):
+        first, second = rng.choice(ELEMENTS, 2, replace=False)
+        a = rng.uniform(3.8, 5.4)
+        if k % 3 == 0:
+            frac = np.concatenate([fcc, fcc + np.array([0.5, 0, 0])])
+            crystals.append(Crystal(a * np.eye(3), [first] * 4 + [second] * 4, frac, id=f"c{k}"))
+        elif k % 3 == 1:
+            frac = [[0, 0, 0], [0.5, 0.5, 0.5]]
+            crystals.append(Crystal(0.7 * a * np.eye(3), [first, second], frac, id=f"c{k}"))
+        else:
+            cell = 0.5 * a * (1 - np.eye(3))
+            crystals.append(Crystal(cell, [first], [[0, 0, 0]], id=f"c{k}"))
+    return crystals
+
+
+@pytest.fixture(scope="session")
+def crystal_frame(table_crystals: list[Crystal]) -> pd.DataFrame:
+    """Return the crystals as a table of arrays with made-up properties and a split (48/6/6)."""
+    z = np.array([c.numbers.mean() for c in table_crystals])
+    density = np.array([c.n_sites / c.volume_angstrom3 for c in table_crystals])
+    n = len(table_crystals)
+    return pd.DataFrame(
+        {
+            "material_id": [c.id for c in table_crystals],
+            "lattice": [c.lattice.ravel() for c in table_crystals],
+            "numbers": [c.numbers for c in table_crystals],
+            "frac_coords": [c.frac_coords.ravel() for c in table_crystals],
+            "split": np.array(["train"] * 8 + ["val", "test"])[np.arange(n) % 10],
+            "family": np.array(["rock salt", "CsCl", "fcc"])[np.arange(n) % 3],
+            TARGET: 200 + 12 * z + 4000 * density,
+            "formation_energy_ev_per_atom": -0.08 * z + 3 * density - 1,
+            "bulk_modulus_vrh_gpa": np.exp(3 + 0.03 * z + 8 * density),
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def crystal_table(crystal_frame: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the path of that table."""
+    path = tmp_path_factory.mktemp("table") / "crystals.parquet"
+    crystal_frame.to_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(
+    table_crystals: list[Crystal], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Return the folder of a random model of three layers and four heads, with its Fisher file."""
+    options = GraphOptions(cutoff_angstrom=4.0)
+    names = ("formation_energy_ev_per_atom", "band_gap_ev", "bulk_modulus_vrh_gpa",
+             "shear_modulus_vrh_gpa")  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        backbone = EdgeGatedNetwork(3, 16, 8, 10, options)
+        heads = []
+        for k, prop in enumerate(map(property_of, names)):
+            head = PropertyHead(prop, backbone.node_dim, default_readout(prop), hidden_dim=12)
+            head.scaler.mean.fill_((-1.0, 1.5, 1.9, 1.6)[k])
+            head.scaler.std.fill_((0.8, 1.0, 0.3, 0.3)[k])
+            if prop.per_atom_energy:
+                head.scaler.reference.copy_(torch.randn_like(head.scaler.reference))
+            heads.append(head)
+        model = Model(backbone, heads, ELEMENTS)
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.data *= 1.5  # or else all crystals would look alike
+    model.eval()
+    packed = PackedGraphs.pack([build_graph(crystal, options) for crystal in table_crystals[:12]])
+    noise = dict.fromkeys(names, 0.3)
+    model.card["fisher"] = {"source_size": 500, "noise": noise}
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    model.save(folder, fisher_diagonal(model, packed, np.arange(12), noise))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_model_folder: Path) -> Model:
+    """Return that model as it is loaded; nothing may change it."""
+    return load_model(tiny_model_folder)
