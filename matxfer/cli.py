@@ -174,7 +174,9 @@ def finetune(
     )
     for name, entry in drift.items():
         typer.echo(f"      {name}: {entry['mean_absolute_drift']:.4g} {entry['unit']}")
-    typer.echo(f"{folder}: written in {plugin.meta['seconds']:.1f} s; use it with --plugin {folder}")
+    typer.echo(
+        f"{folder}: written in {plugin.meta['seconds']:.1f} s; use it with --plugin {folder}"
+    )
 
 
 @app.command()
@@ -231,8 +233,8 @@ def pretrain(
     as_json: AsJson = False,
 ) -> None:
     """Pretrain a model on several source properties at once."""
-    from matxfer.pretrain import pretrain as run
-    from matxfer.pretrain_config import read_config
+    from matxfer.pretraining.config import read_config
+    from matxfer.pretraining.run import pretrain as run
 
     settings = read_config(config)
     folder = output or str(Path("runs") / settings.name / "model")

@@ -25,8 +25,8 @@ from matxfer.data.table import TableError
 from matxfer.files import FormatError, read_json, read_tensors, write_json
 from matxfer.graph import GraphOptions, build_graph
 from matxfer.model import load_model
-from matxfer.pretrain import pretrain
-from matxfer.pretrain_config import ConfigError, read_config
+from matxfer.pretraining.config import ConfigError, read_config
+from matxfer.pretraining.run import pretrain
 
 # -- checkpoints ------------------------------------------------------------------------------
 TREE = {
@@ -326,8 +326,9 @@ def test_killed_and_resumed_equals_uninterrupted(trained, tables, tmp_path, repo
 
         import torch
 
-        from matxfer.pretrain import PretrainModule, pretrain
-        from matxfer.pretrain_config import read_config
+        from matxfer.pretraining.module import PretrainModule
+        from matxfer.pretraining.run import pretrain
+        from matxfer.pretraining.config import read_config
 
         torch.set_num_threads(1)
         step = PretrainModule.training_step

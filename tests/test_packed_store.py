@@ -334,7 +334,7 @@ def test_training_needs_no_structure_library(pack, tmp_path, repository):
         import numpy as np
         import torch
 
-        import matxfer.pretrain
+        import matxfer.pretraining.run
         from matxfer.data.packed import PackedGraphs
         from matxfer.nn.network import EdgeGatedNetwork
         from matxfer.nn.readout import PooledReadout

@@ -32,7 +32,7 @@ from matxfer.model import Model
 from matxfer.nn.head import PropertyHead, default_readout
 from matxfer.nn.network import EdgeGatedNetwork
 from matxfer.nn.scaling import TargetScaler
-from matxfer.pretrain_config import TrainingConfig
+from matxfer.pretraining.config import TrainingConfig
 from matxfer.readers import load_table
 from matxfer.runtime import keep_large_blocks
 

@@ -1,0 +1,1 @@
+"""Pretraining: configuration, source tables, the training module, the run and its report."""
