@@ -496,7 +496,7 @@ def test_unreadable_configurations(tmp_path):
                 "targets": ["band_gap_ev"],
                 "report_only": {"origin": ["a"]},
             },
-            "no column 'origin' to report on",
+            "no column 'origin'",
         ),
     ],
     ids=str,

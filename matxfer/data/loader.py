@@ -18,20 +18,37 @@ if TYPE_CHECKING:
 
     from matxfer.data.batch import GraphBatch
     from matxfer.data.packed import PackedGraphs
+    from matxfer.data.resident import ResidentGraphs
 
 
 @dataclass(slots=True, eq=False)
 class LabelledBatch:
-    """Graphs and their normalised targets (B, T); NaN where a graph has no value."""
+    """Graphs with what a training step needs to know of each.
+
+    Attributes
+    ----------
+    graphs
+        B graphs.
+    targets
+        Normalised targets (B, T); NaN where a graph has no value.
+    weight
+        Weight of each graph in the loss, (B,).
+    noise_angstrom
+        Spread of the displacements that a denoising step applies to each graph, (B,); 0: none.
+    """
 
     graphs: GraphBatch
     targets: Tensor
+    weight: Tensor
+    noise_angstrom: Tensor
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> LabelledBatch:
         """Return the batch on another device."""
         return LabelledBatch(
             self.graphs.to(device, non_blocking),
             self.targets.to(device, non_blocking=non_blocking),
+            self.weight.to(device, non_blocking=non_blocking),
+            self.noise_angstrom.to(device, non_blocking=non_blocking),
         )
 
 
@@ -41,18 +58,30 @@ class LabelledGraphs(Dataset[LabelledBatch]):
     Parameters
     ----------
     graphs
-        The pack.
+        The pack, on disk, in memory or on a device.
     rows
         Which graphs of the pack belong to the set, shape (n,).
     targets
         Normalised targets of all graphs of the pack, shape (G, T).
+    weight, noise_angstrom
+        See :class:`LabelledBatch`, for all graphs of the pack, shape (G,); default ones and zeros.
     """
 
     def __init__(
-        self, graphs: PackedGraphs, rows: NDArray[np.int64], targets: NDArray[np.float32]
+        self,
+        graphs: PackedGraphs | ResidentGraphs,
+        rows: NDArray[np.int64],
+        targets: NDArray[np.float32],
+        weight: NDArray[np.float32] | None = None,
+        noise_angstrom: NDArray[np.float32] | None = None,
     ) -> None:
         self.graphs, self.rows = graphs, rows
         self.targets = torch.from_numpy(targets)
+        n = len(targets)
+        self.weight = torch.ones(n) if weight is None else torch.from_numpy(weight)
+        self.noise_angstrom = (
+            torch.zeros(n) if noise_angstrom is None else torch.from_numpy(noise_angstrom)
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,7 +89,17 @@ class LabelledGraphs(Dataset[LabelledBatch]):
     def __getitems__(self, indices: list[int]) -> LabelledBatch:
         """Gather a batch (the hook that PyTorch's fetcher calls with a list of indices)."""
         rows = self.rows[np.asarray(indices, dtype=np.int64)]
-        return LabelledBatch(self.graphs.batch(rows), self.targets[torch.from_numpy(rows)])
+        return self.label(self.graphs.batch(rows), rows)
+
+    def label(self, graphs: GraphBatch, rows: NDArray[np.int64]) -> LabelledBatch:
+        """Join a batch made of these rows of the pack with what is known of them."""
+        index = torch.from_numpy(rows)
+        return LabelledBatch(
+            graphs,
+            self.targets[index],
+            self.weight[index],
+            self.noise_angstrom[index],
+        )
 
 
 def _as_it_is(batch: Any) -> Any:

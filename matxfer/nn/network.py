@@ -1,4 +1,4 @@
-"""The built-in backbone: an edge-updating, distance-only crystal graph network."""
+"""The built-in backbone: an edge-updating crystal graph network with three-body terms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from matxfer.crystal import MAX_ATOMIC_NUMBER
 from matxfer.graph import GraphOptions
 from matxfer.nn.backbone import Features
-from matxfer.nn.layers import EdgeGatedLayer, GaussianBasis, polynomial_envelope
+from matxfer.nn.layers import EdgeGatedLayer, GaussianBasis, angular_basis, polynomial_envelope
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,8 +49,9 @@ class Embedding(nn.Module):
 class EdgeGatedNetwork(nn.Module):
     """Embedding and L edge-gated layers; invariant to rotation, translation and choice of cell.
 
-    Only distances enter, so features are invariant by construction; messages fade out smoothly
-    at the cutoff, so they are twice continuously differentiable in the positions.
+    Only distances and, with ``angular_dim``, angles at the receiving atom enter, so features are
+    invariant by construction; messages fade out smoothly at the cutoff, so they are twice
+    continuously differentiable in the positions.
 
     Parameters
     ----------
@@ -60,6 +61,8 @@ class EdgeGatedNetwork(nn.Module):
         Widths of node and edge features.
     basis_size
         Number of Gaussians for distances.
+    angular_dim
+        Channels of the three-body terms (:class:`matxfer.nn.layers.AngularTerms`); 0: none.
     graph_options
         Graphs that the network works on (its cutoff is also that of the envelope).
     """
@@ -73,14 +76,17 @@ class EdgeGatedNetwork(nn.Module):
         edge_dim: int = 64,
         basis_size: int = 40,
         graph_options: GraphOptions | None = None,
+        angular_dim: int = 0,
     ) -> None:
         super().__init__()
         self.graph_options = graph_options or GraphOptions()
         self.n_layers, self.node_dim, self.edge_dim = n_layers, node_dim, edge_dim
-        self.basis_size = basis_size
+        self.basis_size, self.angular_dim = basis_size, angular_dim
         cutoff = self.graph_options.cutoff_angstrom
         self.embedding = Embedding(node_dim, edge_dim, basis_size, cutoff)
-        self.layers = nn.ModuleList(EdgeGatedLayer(node_dim, edge_dim) for _ in range(n_layers))
+        self.layers = nn.ModuleList(
+            EdgeGatedLayer(node_dim, edge_dim, angular_dim) for _ in range(n_layers)
+        )
 
     def embed(self, graphs: GraphLike) -> Features:
         """Return the features before the first layer: node (N, F), edge (E, D)."""
@@ -92,12 +98,16 @@ class EdgeGatedNetwork(nn.Module):
         if start >= stop:
             return features
         cutoff = self.graph_options.cutoff_angstrom
-        envelope = polynomial_envelope(_distance(graphs), cutoff)[:, None]  # (E, 1)
+        distance = _distance(graphs)
+        envelope = polynomial_envelope(distance, cutoff)[:, None]  # (E, 1)
         degree = envelope.new_zeros(graphs.z.shape[0], 1)
         degree = degree.index_add(0, graphs.edge_index[1], envelope)  # (N, 1)
+        angular = None
+        if self.angular_dim:
+            angular = angular_basis(graphs.edge_vector / distance[:, None])  # (E, 8)
         node, edge = features.node, features.edge
         for layer in self.layers[start:stop]:
-            node, edge = layer(node, edge, graphs.edge_index, envelope, degree)
+            node, edge = layer(node, edge, graphs.edge_index, envelope, degree, angular)
         return Features(node, edge)
 
     def forward(self, graphs: GraphLike) -> Features:
@@ -118,6 +128,7 @@ class EdgeGatedNetwork(nn.Module):
             "node_dim": self.node_dim,
             "edge_dim": self.edge_dim,
             "basis_size": self.basis_size,
+            "angular_dim": self.angular_dim,
             "graph": self.graph_options.to_json(),
         }
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from matxfer.data.batch import GraphLike, node_weights
 from matxfer.errors import OptionError
+from matxfer.nn.layers import polynomial_envelope
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,37 +60,121 @@ class PooledReadout(nn.Module):
     """
 
     kind = "pooled"
+    parts: tuple[str, ...] = ("mean", "highest")
 
     def __init__(self, node_dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(node_dim)
         self.net = nn.Sequential(
-            nn.Linear(2 * node_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, 1)
+            nn.Linear(len(self.parts) * node_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, 1)
         )
 
     def forward(self, node: Tensor, graphs: GraphLike) -> Tensor:
         """Map node features (N, F) to outputs (B,)."""
-        output: Tensor = self.net(pool(self.norm(node), graphs)).squeeze(-1)
+        output: Tensor = self.net(pool(self.norm(node), graphs, self.parts)).squeeze(-1)
         return output
 
 
-def pool(node: Tensor, graphs: GraphLike) -> Tensor:
-    """Return mean and maximum of node features (N, F) over the atoms, shape (B, 2F)."""
+class ExtremaReadout(PooledReadout):
+    """A network on mean, maximum and minimum of the node features over the atoms."""
+
+    kind = "extrema"
+    parts = ("mean", "highest", "lowest")
+
+
+class AttentionReadout(nn.Module):
+    """A network on averages over the atoms, each with learned weights: y = f([Σ_i α_ih v_ih]_h).
+
+    α_ih = m_i exp(s_ih) / Σ_j m_j exp(s_jh) over the atoms of a crystal, with scores s of as many
+    heads (Veličković et al., ICLR 2018) and the atoms m_i that a node stands for.
+
+    Parameters
+    ----------
+    node_dim, hidden_dim
+        Widths of the node features and of the hidden layer.
+    """
+
+    kind = "attention"
+    n_heads = 4
+
+    def __init__(self, node_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(node_dim)
+        self.score = nn.Linear(node_dim, self.n_heads)
+        self.value = nn.Linear(node_dim, self.n_heads * (node_dim // self.n_heads))
+        self.net = nn.Sequential(
+            nn.Linear(self.value.out_features, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, 1)
+        )
+
+    def forward(self, node: Tensor, graphs: GraphLike) -> Tensor:
+        """Map node features (N, F) to outputs (B,)."""
+        normed = self.norm(node)
+        size = (graphs.num_graphs, self.n_heads)
+        # Bounded scores need no maximum subtracted: exp cannot overflow.
+        weight = torch.exp(4 * torch.tanh(self.score(normed).float() / 4))
+        weight = weight * graphs.multiplicity[:, None]
+        total = weight.new_zeros(size).index_add(0, graphs.batch, weight)
+        weight = weight / total.clamp(min=1e-12)[graphs.batch]  # (N, H)
+        value = self.value(normed).unflatten(1, (self.n_heads, -1)) * weight[:, :, None]
+        pooled = value.new_zeros(graphs.num_graphs, self.value.out_features)
+        output: Tensor = self.net(pooled.index_add(0, graphs.batch, value.flatten(1))).squeeze(-1)
+        return output
+
+
+class VectorReadout(nn.Module):
+    """One vector per atom that turns with the crystal: v_i = Σ_j w_ij f(e_ij) (r_ij / d_ij).
+
+    Parameters
+    ----------
+    edge_dim, hidden_dim
+        Widths of the edge features and of the hidden layer.
+    """
+
+    def __init__(self, edge_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.LayerNorm(edge_dim),
+            nn.Linear(edge_dim, hidden_dim),
+            nn.SiLU(),
+            nn.Linear(hidden_dim, 1),
+        )
+
+    def forward(self, edge: Tensor, graphs: GraphLike, cutoff_angstrom: float) -> Tensor:
+        """Map edge features (E, D) to vectors (N, 3). On full cells only: atoms have directions."""
+        vector = graphs.edge_vector
+        distance = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
+        envelope = polynomial_envelope(distance, cutoff_angstrom)
+        pull = self.net(edge).to(vector.dtype) * envelope * vector / distance.clamp(min=1e-6)
+        total: Tensor = pull.new_zeros(len(graphs.z), 3)
+        return total.index_add(0, graphs.edge_index[1], pull)
+
+
+def pool(node: Tensor, graphs: GraphLike, parts: tuple[str, ...] = PooledReadout.parts) -> Tensor:
+    """Return mean, maximum or minimum of node features (N, F) over the atoms, shape (B, kF)."""
     size = (graphs.num_graphs, node.shape[1])
-    weighted = node * node_weights(graphs)[:, None].to(node.dtype)
-    mean = node.new_zeros(size).index_add(0, graphs.batch, weighted)
     index = graphs.batch[:, None].expand_as(node)
-    highest = node.new_zeros(size).scatter_reduce(0, index, node, "amax", include_self=False)
-    return torch.cat([mean, highest], dim=1)
+    pooled = []
+    for part in parts:
+        if part == "mean":
+            weighted = node * node_weights(graphs)[:, None].to(node.dtype)
+            pooled.append(node.new_zeros(size).index_add(0, graphs.batch, weighted))
+        else:
+            reduce = {"highest": "amax", "lowest": "amin"}[part]
+            pooled.append(
+                node.new_zeros(size).scatter_reduce(0, index, node, reduce, include_self=False)
+            )
+    return torch.cat(pooled, dim=1)
 
 
-READOUTS: dict[str, type[AtomwiseReadout | PooledReadout]] = {
-    AtomwiseReadout.kind: AtomwiseReadout,
-    PooledReadout.kind: PooledReadout,
+Readout = AtomwiseReadout | PooledReadout | AttentionReadout
+
+READOUTS: dict[str, type[Readout]] = {
+    readout.kind: readout
+    for readout in (AtomwiseReadout, PooledReadout, ExtremaReadout, AttentionReadout)
 }
 
 
-def make_readout(kind: str, node_dim: int, hidden_dim: int) -> AtomwiseReadout | PooledReadout:
+def make_readout(kind: str, node_dim: int, hidden_dim: int) -> Readout:
     """Build a readout by name.
 
     Raises

@@ -10,8 +10,11 @@ import yaml
 
 from matxfer.errors import MatxferError
 from matxfer.graph import GraphOptions
+from matxfer.pretraining.exclusion import ExcludeConfig
 
 T = TypeVar("T")
+
+LOSSES = ("huber", "mae", "mse")
 
 
 class ConfigError(MatxferError):
@@ -32,22 +35,49 @@ class SourceConfig:
         Column with ``train``, ``val``, ``test``; without one a seeded random split.
     report_only
         Column → allowed values: rows of val and test outside are left out of every figure.
+    row_weights
+        Column → value → weight of such training rows in the loss (default 1), for labels that
+        are noisier than others.
+    denoise_angstrom
+        Above 0 the table, which then has no targets, teaches geometry without labels: atoms of
+        the full cell are displaced by noise of this spread (in Å, per coordinate), and the
+        network has to tell the displacements (Zaidi et al., ICLR 2023).
+    max_sites
+        Structures with more atoms in the cell are left out of the source; ``null``: none.
     """
 
     table: str
-    targets: list[str]
+    targets: list[str] = field(default_factory=list)
     split_column: str | None = None
     report_only: dict[str, list[Any]] = field(default_factory=dict)
+    row_weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    denoise_angstrom: float = 0.0
+    max_sites: int | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.targets) == (self.denoise_angstrom > 0):
+            raise ConfigError(
+                f"source {self.table!r}: give 'targets', or 'denoise_angstrom' above 0 for a "
+                "table without labels, and not both (name the table twice to have both)"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    """Shape of the network, see :class:`matxfer.nn.network.EdgeGatedNetwork`."""
+    """Shape of the network, see :class:`matxfer.nn.network.EdgeGatedNetwork`.
+
+    Parameters
+    ----------
+    readouts
+        Target → kind of readout (:data:`matxfer.nn.readout.READOUTS`), where it is not the default.
+    """
 
     n_layers: int = 4
     node_dim: int = 128
     edge_dim: int = 64
     basis_size: int = 40
+    angular_dim: int = 0
+    readouts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +93,15 @@ class TrainingConfig:
         along a cosine.
     clip_norm
         Largest norm of the gradient.
+    loss
+        ``mae``, ``huber`` (quadratic within 0.1 of the targets' spread) or ``mse``.
     task_weights
         Weight of each target in the loss (default 1).
+    denoise_weight
+        Weight of the denoising loss.
+    ema_decay
+        Above 0, what is validated and kept is an average of the weights over the steps with this
+        decay per step (Polyak averaging).
     patience
         Stop after this many epochs without a better validation loss; ``null``: never.
     fisher_samples
@@ -77,9 +114,18 @@ class TrainingConfig:
     weight_decay: float = 0.01
     warmup_fraction: float = 0.03
     clip_norm: float = 1.0
+    loss: str = "mae"
     task_weights: dict[str, float] = field(default_factory=dict)
+    denoise_weight: float = 1.0
+    ema_decay: float = 0.0
     patience: int | None = None
     fisher_samples: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ConfigError(f"'loss' in training is {self.loss!r}; known are {sorted(LOSSES)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"'ema_decay' in training is {self.ema_decay}, not in [0, 1)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +140,8 @@ class PretrainConfig:
         Tables to learn from, all at once.
     graph, network, training
         See the classes.
+    exclude
+        Tables whose materials are kept out of training and validation.
     trainer
         Passed to ``lightning.Trainer`` as it is (``precision``, ``accelerator``, ``devices``,
         ``strategy``, ``num_nodes``, …); ``logger`` may name a class of
@@ -111,6 +159,7 @@ class PretrainConfig:
     graph: GraphOptions = field(default_factory=GraphOptions)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    exclude: list[ExcludeConfig] = field(default_factory=list)
     trainer: dict[str, Any] = field(default_factory=dict)
     card: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -134,6 +183,7 @@ def read_config(path: str | Path) -> PretrainConfig:
         raise ConfigError(f"{path}: expected keys and values at the top")
     try:
         sources = [_build(SourceConfig, s, "sources") for s in data.pop("sources", None) or []]
+        exclude = [_build(ExcludeConfig, e, "exclude") for e in data.pop("exclude", None) or []]
         if not sources:
             raise ConfigError("'sources' is missing or empty; name at least one table")
         parts: dict[str, Any] = {
@@ -142,12 +192,18 @@ def read_config(path: str | Path) -> PretrainConfig:
             "training": _build(TrainingConfig, data.pop("training", {}), "training"),
         }
         targets = {name for source in sources for name in source.targets}
-        if unknown := sorted(set(parts["training"].task_weights) - targets):
-            raise ConfigError(
-                f"{unknown[0]!r} in task_weights is not a target; these are {sorted(targets)}"
-            )
+        for key, named in (
+            ("task_weights", parts["training"].task_weights),
+            ("readouts", parts["network"].readouts),
+        ):
+            if unknown := sorted(set(named) - targets):
+                raise ConfigError(
+                    f"{unknown[0]!r} in {key} is not a target; these are {sorted(targets)}"
+                )
         return _build(
-            PretrainConfig, {**data, **parts, "sources": sources, "folder": path.parent}, "the top"
+            PretrainConfig,
+            {**data, **parts, "sources": sources, "exclude": exclude, "folder": path.parent},
+            "the top",
         )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None

@@ -33,15 +33,18 @@ if TYPE_CHECKING:
 
 def build_model(config: PretrainConfig, data: SourceData) -> Model:
     """Build the network with scalers and references fitted to the training rows."""
-    train = data.rows("train")
+    train = data.rows("train", labelled=True)
     if not len(train):
         raise TableError("no training row is usable; check the split columns")
-    network = EdgeGatedNetwork(**asdict(config.network), graph_options=config.graph)
+    shape = asdict(config.network)
+    readouts = shape.pop("readouts")
+    network = EdgeGatedNetwork(**shape, graph_options=config.graph)
     graphs = data.graphs.select(train)
     model = Model(network, [], np.unique(graphs.numbers).tolist())
     for name, values in data.values.items():
         prop = property_of(name)
-        head = PropertyHead(prop, network.node_dim, default_readout(prop), network.node_dim)
+        readout = readouts.get(name, default_readout(prop))
+        head = PropertyHead(prop, network.node_dim, readout, network.node_dim)
         head.scaler = type(head.scaler).fit(prop, values[train], graphs)
         model.heads[name] = head
     return model
@@ -100,8 +103,7 @@ def pretrain(
         trainer.fit(module, source, ckpt_path=str(last) if resume and last.exists() else None)
     if trainer.is_global_zero:
         best = SafetensorsCheckpointIO().load_checkpoint(keep.best_model_path)
-        weights = {k.removeprefix("model."): v for k, v in best["state_dict"].items()}
-        model.load_state_dict(weights)
+        model.load_state_dict(PretrainModule.final_weights(best["state_dict"]))
         _finish(model.cpu().eval(), config, data, Path(output), time.monotonic() - started)
     trainer.strategy.barrier()
     return model
@@ -150,7 +152,7 @@ def _finish(
                 residual = residual - head.scaler.normalised(truth, data.graphs.select(rows))
                 noise[name] = float(np.nanstd(residual)) if np.isfinite(residual).any() else 1.0
     fisher = None
-    train = data.rows("train")
+    train = data.rows("train", labelled=True)
     if config.training.fisher_samples:
         rng = np.random.default_rng(config.seed)
         size = min(config.training.fisher_samples, len(train))

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from matxfer.crystal import Crystal
+from matxfer.data.packed import PackedGraphs
 from matxfer.data.store import graph_store
 from matxfer.data.table import TableError, read_property_table
 from matxfer.files import sha256
+from matxfer.pretraining.exclusion import read_exclusions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
+    import pandas as pd
     from numpy.typing import NDArray
 
-    from matxfer.data.packed import PackedGraphs
-    from matxfer.pretraining.config import PretrainConfig
+    from matxfer.crystal import CrystalError
+    from matxfer.pretraining.config import PretrainConfig, SourceConfig
+    from matxfer.pretraining.exclusion import Exclusions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +42,10 @@ class SourceData:
         Rows that gave no graph, and why.
     tables
         What is recorded of each table in the card.
+    weight
+        Weight of each row in the loss, shape (G,).
+    noise_angstrom
+        Spread of the displacements of a row that teaches denoising, else 0, shape (G,).
     """
 
     graphs: PackedGraphs
@@ -43,57 +53,140 @@ class SourceData:
     split: NDArray[np.str_]
     errors: dict[int, str]
     tables: list[dict[str, Any]]
+    weight: NDArray[np.float32]
+    noise_angstrom: NDArray[np.float32]
 
-    def rows(self, part: str) -> NDArray[np.int64]:
-        """Return the usable rows of a part of the split."""
-        return np.flatnonzero((self.split == part) & (self.graphs.nodes_per_graph > 0))
+    def rows(self, part: str, *, labelled: bool = False) -> NDArray[np.int64]:
+        """Return the usable rows of a part of the split; the labelled ones only, if so asked."""
+        usable = (self.split == part) & (self.graphs.nodes_per_graph > 0)
+        if labelled:
+            usable &= self.noise_angstrom == 0
+        return np.flatnonzero(usable)
+
+
+@dataclass(slots=True)
+class _Table:
+    """One source as read."""
+
+    crystals: list[Crystal | CrystalError]
+    values: dict[str, NDArray[np.float64]]
+    split: NDArray[np.str_]
+    weight: NDArray[np.float32]
+    record: dict[str, Any]
 
 
 def load_sources(
     config: PretrainConfig, on_progress: Callable[[int], None] | None = None
 ) -> SourceData:
-    """Read every table of a configuration and open (or build) their graphs."""
+    """Read every table of a configuration and open (or build) their graphs.
+
+    Graphs of labelled tables are built as ``config.graph`` says, those of denoising tables of the
+    full cell, since displacements break the symmetry.
+    """
+    exclusions = read_exclusions(config.exclude, config.folder) if config.exclude else None
+    # Labelled tables first: they share one store.
+    sources = sorted(config.sources, key=lambda source: source.denoise_angstrom > 0)
+    tables = [_read(source, config, exclusions) for source in sources]
+    names = list(dict.fromkeys(t for source in sources for t in source.targets))
+    full_cell = replace(config.graph, symmetry=False)
+    packs: list[PackedGraphs] = []
+    errors: dict[int, str] = {}
+    done = 0
+    for denoising, options in ((False, config.graph), (True, full_cell)):
+        chosen = [
+            t for s, t in zip(sources, tables, strict=True) if (s.denoise_angstrom > 0) == denoising
+        ]
+        if chosen:
+            crystals = [crystal for table in chosen for crystal in table.crystals]
+            store = graph_store(crystals, options, on_progress=on_progress)
+            packs.append(store.graphs)
+            errors |= {done + row: reason for row, reason in store.errors.items()}
+            done += len(crystals)
+    values = {
+        name: np.concatenate([t.values.get(name, np.full(len(t.split), np.nan)) for t in tables])
+        for name in names
+    }
+    noise = [
+        np.full(len(table.split), source.denoise_angstrom, dtype=np.float32)
+        for source, table in zip(sources, tables, strict=True)
+    ]
+    return SourceData(
+        PackedGraphs.concatenate(packs),
+        values,
+        np.concatenate([table.split for table in tables]),
+        errors,
+        [table.record for table in tables],
+        np.concatenate([table.weight for table in tables]),
+        np.concatenate(noise),
+    )
+
+
+def _read(source: SourceConfig, config: PretrainConfig, exclusions: Exclusions | None) -> _Table:
+    """Read one table; its rows keep their order, those to leave out say so in the split."""
     from matxfer.readers import load_table
 
-    names = list(dict.fromkeys(t for source in config.sources for t in source.targets))
-    crystals, splits, tables = [], [], []
-    columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
-    for source in config.sources:
-        path = config.folder / source.table
-        frame = load_table(path)
-        table = read_property_table(
+    path = config.folder / source.table
+    frame = load_table(path)
+    if source.targets:
+        read = read_property_table(
             frame,
             source.targets,
             split_column=source.split_column,
             seed=config.seed,
             source=str(path),
         )
-        split = table.split
-        for column, allowed in source.report_only.items():
-            if column not in frame.columns:
-                raise TableError(f"{path}: no column {column!r} to report on")
-            outside = ~frame[column].isin(allowed).to_numpy()
-            split = np.where(outside & (split != "train"), "unused", split)
-        crystals += table.crystals
-        splits.append(split)
-        for name in names:
-            columns[name].append(table.values.get(name, np.full(len(table), np.nan)))
-        parts, counts = np.unique(split, return_counts=True)
-        tables.append(
-            {
-                "table": path.name,
-                "sha256": sha256(path),
-                "targets": source.targets,
-                "split_column": source.split_column,
-                "rows": dict(zip(parts.tolist(), counts.tolist(), strict=True)),
-                "report_only": source.report_only,
-            }
+        crystals, values, split = read.crystals, read.values, read.split
+    else:
+        crystals, values, split = _unlabelled(frame, source, path)
+    for column, allowed in source.report_only.items():
+        outside = ~_column(frame, column, path).isin(allowed).to_numpy()
+        split = np.where(outside & (split != "train"), "unused", split)
+    if source.max_sites is not None:
+        large = [isinstance(c, Crystal) and c.n_sites > source.max_sites for c in crystals]
+        split = np.where(large, "unused", split)
+    record: dict[str, Any] = {}
+    if exclusions is not None:
+        ids = frame["material_id"].astype(str).tolist() if "material_id" in frame.columns else None
+        hit = exclusions.matches(ids, crystals) & (split != "test")
+        split = np.where(hit, "excluded", split)
+        record["excluded"] = exclusions.to_json()
+    weight = np.ones(len(frame), dtype=np.float32)
+    for column, weights in source.row_weights.items():
+        known = (
+            _column(frame, column, path).astype(str).map({str(k): w for k, w in weights.items()})
         )
-    store = graph_store(crystals, config.graph, on_progress=on_progress)
-    return SourceData(
-        store.graphs,
-        {name: np.concatenate(parts) for name, parts in columns.items()},
-        np.concatenate(splits),
-        store.errors,
-        tables,
-    )
+        weight *= known.fillna(1.0).to_numpy(dtype=np.float32)
+    parts, counts = np.unique(split, return_counts=True)
+    record = {
+        "table": path.name,
+        "sha256": sha256(path),
+        "targets": source.targets,
+        "denoise_angstrom": source.denoise_angstrom,
+        "split_column": source.split_column,
+        "rows": dict(zip(parts.tolist(), counts.tolist(), strict=True)),
+        "report_only": source.report_only,
+        "row_weights": source.row_weights,
+        **record,
+    }
+    return _Table(crystals, values, split, weight, record)
+
+
+def _unlabelled(
+    frame: pd.DataFrame, source: SourceConfig, path: Path
+) -> tuple[list[Crystal | CrystalError], dict[str, NDArray[np.float64]], NDArray[np.str_]]:
+    """Read structures only; without a split column all of them train."""
+    from matxfer.readers import crystals_of_table
+
+    entries = crystals_of_table(frame, str(path))
+    crystals = [e.crystal if e.crystal is not None else e.error for e in entries]
+    split = np.full(len(frame), "train", dtype="<U8")
+    if source.split_column:
+        words = _column(frame, source.split_column, path).astype(str).str.lower()
+        split = np.where(words == "train", "train", "unused")
+    return cast("list[Crystal | CrystalError]", crystals), {}, split
+
+
+def _column(frame: pd.DataFrame, column: str, path: Path) -> pd.Series[Any]:
+    if column not in frame.columns:
+        raise TableError(f"{path}: no column {column!r}; the columns are {list(frame.columns)}")
+    return frame[column]

@@ -63,7 +63,7 @@ class PrefixedGraphs(LabelledGraphs):
         """Gather a batch and its cached features."""
         rows = self.rows[np.asarray(indices, dtype=np.int64)]
         graphs, prefix = self.cache.batch(rows)
-        return PrefixBatch(LabelledBatch(graphs, self.targets[torch.from_numpy(rows)]), prefix)
+        return PrefixBatch(self.label(graphs, rows), prefix)
 
 
 class FinetuneModule(L.LightningModule):
