@@ -102,7 +102,9 @@ class Model(nn.Module):
                 f"model {self.name!r} comes without {_FISHER}; compute it with "
                 "matxfer.fisher.fisher_diagonal, or choose a retention that needs none"
             )
-        return read_tensors(self.folder / _FISHER)
+        # Kept in half the bytes: a stiffness needs no more than bfloat16's three digits.
+        stored = read_tensors(self.folder / _FISHER)
+        return {name: value.float() for name, value in stored.items()}
 
     def __repr__(self) -> str:
         size = sum(p.numel() for p in self.parameters())
@@ -115,7 +117,8 @@ class Model(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / _WEIGHTS, self.state_dict())
         if fisher is not None:
-            write_tensors(folder / _FISHER, fisher)
+            kept = {name: value.to(torch.bfloat16) for name, value in fisher.items()}
+            write_tensors(folder / _FISHER, kept)
         self.card = {
             "format": MODEL_FORMAT,
             "name": folder.name,

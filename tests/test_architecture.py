@@ -29,6 +29,7 @@ FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 #: Where Lightning may appear.
 TRAINING = {
     "matxfer.checkpoint",
+    "matxfer.pretraining.callbacks",
     "matxfer.pretraining.module",
     "matxfer.pretraining.run",
     "matxfer.transfer.finetune",

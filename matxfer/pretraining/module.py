@@ -63,6 +63,7 @@ class PretrainModule(L.LightningModule):
         weights = [config.training.task_weights.get(name, 1.0) for name in model.heads]
         self.register_buffer("task_weights", torch.tensor(weights), persistent=False)
         self._sums: Tensor | None = None
+        self.last_losses = torch.zeros(len(model.heads))  # of the last step, one per property
         self.denoiser: VectorReadout | None = None
         if any(source.denoise_angstrom for source in config.sources):
             self.denoiser = VectorReadout(model.backbone.edge_dim, model.backbone.edge_dim)
@@ -93,6 +94,7 @@ class PretrainModule(L.LightningModule):
         known = batch.targets.isfinite() * batch.weight[:, None]
         error = elementwise_loss(self.training_config.loss, outputs - batch.targets.nan_to_num())
         per_task = (error * known).sum(0) / known.sum(0).clamp(min=1)
+        self.last_losses = per_task.detach()
         loss = (per_task * self.task_weights).sum()
         size = len(batch.targets)
         if self.denoiser is not None and displacement is not None:

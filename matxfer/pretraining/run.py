@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L  # noqa: N812 - its documented alias
 import numpy as np
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks, loggers
 
 from matxfer.checkpoint import SafetensorsCheckpointIO
@@ -20,6 +22,13 @@ from matxfer.metrics import predict_rows, regression_metrics
 from matxfer.model import Model
 from matxfer.nn.head import PropertyHead, default_readout
 from matxfer.nn.network import EdgeGatedNetwork
+from matxfer.pretraining.callbacks import (
+    FiniteLoss,
+    LearningCurves,
+    RunRecord,
+    check_identity,
+)
+from matxfer.pretraining.config import ConfigError
 from matxfer.pretraining.module import PretrainModule, SourceModule
 from matxfer.pretraining.sources import SourceData, load_sources
 from matxfer.provenance import provenance
@@ -27,6 +36,8 @@ from matxfer.runtime import keep_large_blocks, quiet_lightning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from matxfer.pretraining.config import PretrainConfig
 
@@ -42,12 +53,47 @@ def build_model(config: PretrainConfig, data: SourceData) -> Model:
     graphs = data.graphs.select(train)
     model = Model(network, [], np.unique(graphs.numbers).tolist())
     for name, values in data.values.items():
+        _check_column(name, values[train], data.tables)
         prop = property_of(name)
         readout = readouts.get(name, default_readout(prop))
         head = PropertyHead(prop, network.node_dim, readout, network.node_dim)
         head.scaler = type(head.scaler).fit(prop, values[train], graphs)
         model.heads[name] = head
     return model
+
+
+def _check_column(name: str, values: NDArray[np.float64], tables: list[dict[str, Any]]) -> None:
+    """Refuse a column that nothing can be learnt from."""
+    table = ", ".join(t["table"] for t in tables if name in t["targets"])
+    known = values[np.isfinite(values)]
+    if not len(known):
+        raise TableError(
+            f"{table}: column {name!r} has no value in the {len(values):,} training rows; fill it "
+            "or remove it from targets"
+        )
+    if np.ptp(known) == 0:
+        raise TableError(
+            f"{table}: every value of column {name!r} in the training rows is {known[0]:g} "
+            f"({len(known):,} values); nothing can be learnt from it, remove it from targets"
+        )
+
+
+def run_identity(config: PretrainConfig, data: SourceData) -> dict[str, Any]:
+    """Return what shapes the weights of a run, as flat JSON: ``{"training.epochs": 20, …}``."""
+    tree = asdict(config)
+    for key in ("folder", "card", "name", "trainer"):
+        tree.pop(key)
+    tree["training"].pop("fisher_samples")
+    tree["precision"] = config.trainer.get("precision", "32-true")
+    tree["tables"] = {t["table"]: t["sha256"] for t in data.tables}
+
+    def flat(value: Any, place: str) -> dict[str, Any]:
+        if not isinstance(value, dict | list) or not value:
+            return {place: value}
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for key, item in items for k, v in flat(item, f"{place}.{key}").items()}
+
+    return {k.removeprefix("."): v for k, v in flat(tree, "").items()}
 
 
 def pretrain(
@@ -86,10 +132,15 @@ def pretrain(
     model = build_model(config, data)
     module = PretrainModule(model, config)
     source = SourceModule(data, model, config.training.batch_size, config.seed)
-    last = run_folder / "last.ckpt"
-    if not resume:
+    last, best = run_folder / "last.ckpt", run_folder / "best.ckpt"
+    record = RunRecord(run_identity(config, data))
+    if resume and last.exists():
+        check_identity(SafetensorsCheckpointIO().load_checkpoint(last), record.identity, last)
+    elif resume:
+        warnings.warn(f"{last}: no checkpoint to resume from; starting anew", stacklevel=2)
+    else:
         # Only our own files: the user may have named a folder that holds other things too.
-        for old in (last, run_folder / "best.ckpt"):
+        for old in (last, best):
             old.unlink(missing_ok=True)
     keep = callbacks.ModelCheckpoint(
         run_folder,
@@ -99,20 +150,21 @@ def pretrain(
         enable_version_counter=False,
     )
     with quiet_lightning():
-        trainer = _trainer(config, run_folder, keep)
+        trainer = _trainer(config, run_folder, [record, keep])
         trainer.fit(module, source, ckpt_path=str(last) if resume and last.exists() else None)
     if trainer.is_global_zero:
-        best = SafetensorsCheckpointIO().load_checkpoint(keep.best_model_path)
-        model.load_state_dict(PretrainModule.final_weights(best["state_dict"]))
+        weights = SafetensorsCheckpointIO().load_checkpoint(best)["state_dict"]
+        model.load_state_dict(PretrainModule.final_weights(weights))
+        model.card |= {"training_seconds": record.seconds, "training_device": record.device}
         _finish(model.cpu().eval(), config, data, Path(output), time.monotonic() - started)
     trainer.strategy.barrier()
     return model
 
 
 def _trainer(
-    config: PretrainConfig, run_folder: Path, keep: callbacks.ModelCheckpoint
+    config: PretrainConfig, run_folder: Path, watchers: list[callbacks.Callback]
 ) -> L.Trainer:
-    extra: list[callbacks.Callback] = [keep]
+    extra = [FiniteLoss(run_folder), LearningCurves(run_folder), *watchers]
     if config.training.patience is not None:
         extra.append(callbacks.EarlyStopping("val_loss", patience=config.training.patience))
     options = {
@@ -123,15 +175,24 @@ def _trainer(
         **config.trainer,
     }
     name = options.pop("logger", "CSVLogger")
+    if isinstance(name, str) and not hasattr(loggers, name):
+        raise ConfigError(
+            f"'logger' in trainer is {name!r}, which lightning.pytorch.loggers does not have"
+        )
     logger = getattr(loggers, name)(save_dir=run_folder) if isinstance(name, str) else name
-    return L.Trainer(
-        max_epochs=config.training.epochs,
-        callbacks=extra,
-        logger=logger,
-        plugins=[SafetensorsCheckpointIO()],
-        use_distributed_sampler=False,  # ours already knows its rank
-        **options,
-    )
+    try:
+        return L.Trainer(
+            max_epochs=config.training.epochs,
+            callbacks=extra,
+            logger=logger,
+            plugins=[SafetensorsCheckpointIO()],
+            use_distributed_sampler=False,  # ours already knows its rank
+            **options,
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(
+            f"lightning.Trainer refuses 'trainer' {config.trainer}: {error}"
+        ) from error
 
 
 def _finish(

@@ -138,19 +138,21 @@ def _read(source: SourceConfig, config: PretrainConfig, exclusions: Exclusions |
         crystals, values, split = read.crystals, read.values, read.split
     else:
         crystals, values, split = _unlabelled(frame, source, path)
+    if source.max_sites is not None:
+        keep = [not isinstance(c, Crystal) or c.n_sites <= source.max_sites for c in crystals]
+        crystals = [crystal for crystal, kept in zip(crystals, keep, strict=True) if kept]
+        values = {name: column[keep] for name, column in values.items()}
+        frame, split = frame[keep], split[keep]
     for column, allowed in source.report_only.items():
         outside = ~_column(frame, column, path).isin(allowed).to_numpy()
         split = np.where(outside & (split != "train"), "unused", split)
-    if source.max_sites is not None:
-        large = [isinstance(c, Crystal) and c.n_sites > source.max_sites for c in crystals]
-        split = np.where(large, "unused", split)
     record: dict[str, Any] = {}
     if exclusions is not None:
         ids = frame["material_id"].astype(str).tolist() if "material_id" in frame.columns else None
         hit = exclusions.matches(ids, crystals) & (split != "test")
         split = np.where(hit, "excluded", split)
         record["excluded"] = exclusions.to_json()
-    weight = np.ones(len(frame), dtype=np.float32)
+    weight = np.ones(len(split), dtype=np.float32)
     for column, weights in source.row_weights.items():
         known = (
             _column(frame, column, path).astype(str).map({str(k): w for k, w in weights.items()})

@@ -18,7 +18,6 @@ from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import yaml
 
@@ -61,7 +60,7 @@ def read_variants(names: list[str] | None, path: Path, out: Path) -> dict:
 
 def train(config, data, epochs: int, folder: Path | None) -> dict:
     """Train one variant and return its validation figures and the seconds per epoch."""
-    import lightning as L
+    import lightning as L  # noqa: N812 - its documented alias
     from lightning.pytorch.loggers import CSVLogger
 
     from matxfer.pretraining.module import PretrainModule, SourceModule
