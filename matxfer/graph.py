@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Part of every cache key: raise it when the arrays of a graph change their meaning.
-GRAPH_VERSION = 1
+GRAPH_VERSION = 2
 
 # moyo warns of supercells and of atoms near its tolerance, line by line; is_equitable judges both.
 logging.getLogger("moyo").setLevel(logging.ERROR)
@@ -133,8 +133,14 @@ def build_graph(crystal: Crystal, options: GraphOptions) -> GraphArrays:
         candidate = symmetry_orbits(crystal, options.symprec_angstrom)
         reach = options.cutoff_angstrom
         same_species = np.array_equal(crystal.numbers[candidate], crystal.numbers)
-        if same_species and is_equitable(
-            candidate, receiver, sender, distance, reach, 10 * options.symprec_angstrom
+        if (
+            same_species
+            and is_equitable(
+                candidate, receiver, sender, distance, reach, 10 * options.symprec_angstrom
+            )
+            and has_equal_angles(
+                candidate, receiver, sender, vector, reach, 10 * options.symprec_angstrom
+            )
         ):
             orbit = candidate
 
@@ -225,3 +231,51 @@ def is_equitable(
         np.array_equal(kind, kind[twin])
         and (np.abs(distance - distance[twin]) <= tolerance_angstrom).all()
     )
+
+
+def has_equal_angles(
+    orbit: NDArray[np.int64],
+    receiver: NDArray[np.int64],
+    sender: NDArray[np.int64],
+    vector_angstrom: NDArray[np.float64],
+    cutoff_angstrom: float,
+    tolerance_angstrom: float,
+) -> bool:
+    """Check that atoms of one orbit see their neighbours under equal angles.
+
+    Equal shells do not imply equal angles, which the three-body terms of a network read. Compared
+    are rotation invariants of the first and second moments of each neighbourhood, its neighbours
+    weighted by distance and orbit so that different arrangements do not cancel.
+
+    Parameters
+    ----------
+    orbit, receiver, sender, cutoff_angstrom, tolerance_angstrom
+        As in :func:`is_equitable`.
+    vector_angstrom
+        From receiver to sender, shape (E, 3).
+    """
+    n = len(orbit)
+    if not len(receiver) or np.array_equal(orbit, np.arange(n)):
+        return True
+    distance = np.sqrt(np.einsum("ea,ea->e", vector_angstrom, vector_angstrom))
+    x, y, z = (vector_angstrom / distance[:, None]).T
+    # Smoothly to zero at the cutoff: neighbours that rounding puts outside do not matter.
+    weight = (1 - (distance / cutoff_angstrom) ** 2).clip(min=0) ** 2
+    weight *= 1 + (orbit[sender] * 0.618033988749895) % 1  # irrational: every orbit another weight
+    terms = weight * np.stack([np.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, y * z, z * x])
+    start = np.flatnonzero(np.diff(receiver, prepend=-1))  # the list is sorted by receiver
+    total, *first, xx, yy, zz, xy, yz, zx = np.add.reduceat(terms, start, axis=1)
+    u, v, w = np.array(first) / total
+    xx, yy, zz, xy, yz, zx = np.array([xx, yy, zz, xy, yz, zx]) / total
+    invariants = np.zeros((n, 4))
+    invariants[receiver[start]] = np.stack(
+        [
+            u * u + v * v + w * w,
+            xx * xx + yy * yy + zz * zz + 2 * (xy * xy + yz * yz + zx * zx),
+            xx * yy * zz + 2 * xy * yz * zx - xx * yz**2 - yy * zx**2 - zz * xy**2,
+            u * u * xx + v * v * yy + w * w * zz + 2 * (u * v * xy + v * w * yz + w * u * zx),
+        ],
+        axis=1,
+    )
+    # A displacement by the tolerance turns a bond of 1 Å or more by as many radians at most.
+    return bool((np.abs(invariants - invariants[orbit]) <= 4 * tolerance_angstrom).all())
