@@ -79,8 +79,8 @@ def test_terms_equal_a_sum_over_triplets():
                 continue
             cosine = unit[j] @ unit[k]
             legendre = (cosine, 1.5 * cosine**2 - 0.5)
-            for l, p in enumerate(legendre):
-                part = slice(l * width, (l + 1) * width)
+            for degree_l, p in enumerate(legendre):
+                part = slice(degree_l * width, (degree_l + 1) * width)
                 norm = torch.rsqrt(1 + degree[i])
                 node_slow[i, part] += p * weight[j] * weight[k] * norm**2
                 edge_slow[j, part] += p * weight[k] * norm

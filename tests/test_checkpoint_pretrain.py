@@ -21,11 +21,14 @@ from safetensors.torch import save_file
 from matxfer.checkpoint import SafetensorsCheckpointIO
 from matxfer.crystal import Crystal
 from matxfer.data.packed import PackedGraphs
+from matxfer.data.resident import ResidentGraphs
 from matxfer.data.table import TableError
 from matxfer.files import FormatError, read_json, read_tensors, write_json
 from matxfer.graph import GraphOptions, build_graph
 from matxfer.model import load_model
+from matxfer.pretraining.callbacks import TrainingError
 from matxfer.pretraining.config import ConfigError, read_config
+from matxfer.pretraining.module import PretrainModule
 from matxfer.pretraining.run import pretrain
 
 # -- checkpoints ------------------------------------------------------------------------------
@@ -385,6 +388,12 @@ CHANGES = {
     "seed": {"seed": 2},
     "cutoff": {"graph": {"cutoff_angstrom": 3.4}},
     "clip norm": {"training__clip_norm": 0.05},
+    "loss": {"training__loss": "huber"},
+    "squared loss": {"training__loss": "mse"},
+    "average": {"training__ema_decay": 0.9},
+    "angles": {"network__angular_dim": 2},
+    "readout": {"network__readouts": {"band_gap_ev": "attention"}},
+    "extrema": {"network__readouts": {"band_gap_ev": "extrema"}},
 }
 
 
@@ -418,6 +427,165 @@ def test_report_only_leaves_rows_out(trained, tables, tmp_path):
     assert 0 < figure["val"]["n"] + figure["test"]["n"] < full["val"]["n"] + full["test"]["n"]
     assert model.card["data"][0]["rows"]["unused"] == 10
     assert model.card["data"][0]["rows"]["train"] == 40  # training rows stay
+
+
+def test_row_weights_change_the_result(trained, tables, tmp_path):
+    config = changed(training__fisher_samples=0)
+    config["sources"][0]["row_weights"] = {"source": {"b": 0.1}}
+    model = train(tables, tmp_path, config)
+    with pytest.raises(AssertionError):
+        assert_same_weights(trained[0], tmp_path)
+    assert model.card["data"][0]["row_weights"] == {"source": {"b": 0.1}}
+    # Weights that are equal for all are no weights.
+    config["sources"][0]["row_weights"] = {"source": {"a": 1.0, "b": 1.0}}
+    train(tables, tmp_path / "equal", config)
+    assert_same_weights(trained[0], tmp_path / "equal")
+
+
+def denoising_config(**changes):
+    config = changed(training__fisher_samples=0, **changes)
+    config["sources"].append({"table": "energies.parquet", "denoise_angstrom": 0.1})
+    return config
+
+
+def test_denoising_is_learnt_and_repeats_itself(tables, tmp_path):
+    train(tables, tmp_path / "a", denoising_config(training__epochs=12))
+    loss = history(tmp_path / "a", "train_denoise")
+    assert loss[-1] < 0.75 * loss[0]
+    train(tables, tmp_path / "b", denoising_config(training__epochs=12))
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    train(tables, tmp_path / "c", denoising_config(training__denoise_weight=0.0))
+    train(tables, tmp_path / "d", denoising_config())
+    with pytest.raises(AssertionError):
+        assert_same_weights(tmp_path / "c", tmp_path / "d")
+
+
+def test_denoising_resumes_exactly(tables, tmp_path, monkeypatch):
+    train(tables, tmp_path / "a", denoising_config())
+
+    class KilledError(RuntimeError):
+        pass
+
+    step = PretrainModule.training_step
+
+    def stop_in_epoch_2(self, batch, batch_idx):
+        if self.current_epoch == 2:
+            raise KilledError
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(PretrainModule, "training_step", stop_in_epoch_2)
+    with pytest.raises(KilledError):
+        train(tables, tmp_path / "b", denoising_config())
+    monkeypatch.undo()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    model = train(tables, tmp_path / "b", denoising_config(), resume=True)
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    rows = pd.read_csv(tmp_path / "b" / "run" / "learning_curves.csv")
+    assert rows.epoch.tolist() == [0, 1, 2, 3]
+    assert model.card["training_device"] == "CPU, 1 threads"
+    assert model.card["training_seconds"] > 0
+
+
+def test_excluded_materials_are_not_trained_on(trained, tables, tmp_path):
+    other = tables / "kept_out.parquet"
+    pd.read_parquet(tables / "energies.parquet").iloc[:6].to_parquet(other)
+    config = changed(training__fisher_samples=0)
+    config["exclude"] = [{"table": other.name}]
+    model = train(tables, tmp_path, config)
+    rows = model.card["data"][0]["rows"]
+    assert rows["excluded"] >= 5  # the sixth of each six rows is a test row, and stays
+    assert rows["train"] < trained[1].card["data"][0]["rows"]["train"]
+    assert rows["test"] == trained[1].card["data"][0]["rows"]["test"]
+    with pytest.raises(AssertionError):
+        assert_same_weights(trained[0], tmp_path)
+
+
+def test_resident_graphs_make_the_same_batches():
+    crystals, _ = make_crystals(12, 3)
+    pack = PackedGraphs.pack([build_graph(c, GraphOptions()) for c in crystals] + [None])
+    rows = np.array([7, 0, 12, 3, 3])
+    here = pack.batch(rows)
+    there = ResidentGraphs(pack, torch.device("cpu")).batch(rows)
+    for name in ("z", "multiplicity", "edge_index", "edge_vector", "batch"):
+        one, other = getattr(here, name), getattr(there, name)
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    assert here.num_graphs == there.num_graphs
+    assert not ResidentGraphs.fits(pack, torch.device("cpu"))
+
+
+def test_learning_curves(trained):
+    rows = pd.read_csv(trained[0] / "run" / "learning_curves.csv")
+    assert rows.epoch.tolist() == [0, 1, 2, 3]
+    assert {"train_loss", "val_loss", "learning_rate", "seconds"} < set(rows)
+    assert np.allclose(rows.val_loss, history(trained[0], "val_loss"))
+    assert np.allclose(rows.train_loss, history(trained[0], "train_loss"), rtol=0.05)
+    assert "val_mae_formation_energy_ev_per_atom" in rows
+    image = (trained[0] / "run" / "learning_curves.png").read_bytes()
+    assert image.startswith(b"\x89PNG")
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tables, tmp_path, monkeypatch):
+    step = PretrainModule.training_step
+
+    def broken(self, batch, batch_idx):
+        loss = step(self, batch, batch_idx)
+        if self.current_epoch == 1:
+            self.last_losses[1] = float("nan")
+            return loss * float("nan")
+        return loss
+
+    monkeypatch.setattr(PretrainModule, "training_step", broken)
+    pattern = (
+        r"the loss of band_gap_ev is nan in epoch 1, step 0; .*last\.ckpt\. Lower learning_rate"
+    )
+    with pytest.raises(TrainingError, match=pattern):
+        train(tables, tmp_path, base_config())
+    assert (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_resuming_another_configuration_is_refused(tables, tmp_path):
+    train(tables, tmp_path, changed(training__epochs=1, training__fisher_samples=0))
+    for key, value in (("training__epochs", 2), ("network__node_dim", 24), ("seed", 9)):
+        other = changed(**{"training__epochs": 1, "training__fisher_samples": 0} | {key: value})
+        with pytest.raises(TrainingError, match=f"{key.replace('__', '.')} = .* now says {value}"):
+            train(tables, tmp_path, other, resume=True)
+    # A finished run only writes its model again.
+    finished = changed(training__epochs=1, training__fisher_samples=3)
+    model = train(tables, tmp_path, finished, resume=True)
+    assert model.card["fisher"]["samples"] == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "pattern"),
+    [
+        (2.5, r"energies\.parquet: every value of column 'constant_ev' .* is 2\.5"),
+        (np.nan, r"no value"),
+    ],
+)
+def test_columns_that_teach_nothing(values, pattern, tables, tmp_path):
+    frame = pd.read_parquet(tables / "energies.parquet")
+    frame["constant_ev"] = np.where(frame.split == "train", values, 1.0)
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    frame.to_parquet(folder / "energies.parquet")
+    config = base_config()
+    config["sources"] = [config["sources"][0] | {"targets": ["constant_ev"]}]
+    with pytest.raises(TableError, match=pattern):
+        train(folder, tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "pattern"),
+    [
+        ({"acceleratr": "cpu"}, "acceleratr"),
+        ({"precision": "12-false"}, "12-false"),
+        ({"logger": "Papyrus"}, "'logger' in trainer is 'Papyrus'"),
+    ],
+)
+def test_trainer_options_that_lightning_refuses(trainer, pattern, tables, tmp_path):
+    with pytest.raises(ConfigError, match=pattern):
+        train(tables, tmp_path, changed(trainer=trainer))
 
 
 # -- configurations that cannot be used -------------------------------------------------------
