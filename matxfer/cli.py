@@ -232,7 +232,25 @@ def pretrain(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Pretrain a model on several source properties at once."""
+    r"""Pretrain a model on several source properties at once.
+
+    CONFIG is a YAML file; pretrained/mp-base/config.yaml is a whole one, and this a small one:
+
+    \b
+      name: mine
+      sources:                       # tables, relative to the file
+        - table: energies.parquet
+          targets: [formation_energy_ev_per_atom]   # columns, units in their names
+          split_column: split        # train, val, test; without: a seeded random split
+        - {table: structures.parquet, denoise_angstrom: 0.1}  # no labels: learns geometry
+      network: {n_layers: 4, node_dim: 128, edge_dim: 64, angular_dim: 16}
+      training: {epochs: 20, batch_size: 64, learning_rate: 1.0e-3}
+      trainer: {accelerator: auto, devices: 1}      # goes to lightning.Trainer as it is
+
+    Checkpoints (last.ckpt, best.ckpt) and learning_curves.csv and .png lie in the run folder; a
+    killed run goes on with the same command and --resume. A GPU is used where there is one; for
+    several devices set devices, num_nodes and strategy in trainer.
+    """
     from matxfer.pretraining.config import read_config
     from matxfer.pretraining.run import pretrain as run
 
@@ -249,16 +267,24 @@ def pretrain(
 
 
 @app.command()
-def models(as_json: AsJson = False) -> None:
-    """List the shipped models and what they predict."""
-    from matxfer.model import available_models, load_model
+def models(
+    name: Annotated[
+        str | None, typer.Argument(help="Print the card of this model (or folder).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the shipped models, their size and their test errors, or print one model's card."""
+    from matxfer import model_card
+    from matxfer.model import available_models, find_model
 
-    cards = {name: load_model(name).card for name in available_models()}
     if as_json:
-        _print_json(cards)
-        return
-    for name, card in cards.items():
-        typer.echo(f"{name}: {', '.join(h['property']['name'] for h in card['heads'])}")
+        cards = {n: find_model(n)[1] for n in available_models()}
+        _print_json(find_model(name)[1] if name else cards)
+    elif name:
+        typer.echo(model_card.full_text(name))
+    else:
+        for found in available_models():
+            typer.echo(model_card.one_line(found))
 
 
 def main() -> None:

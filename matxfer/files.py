@@ -65,6 +65,23 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     temporary.replace(path)
 
 
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of a safetensors file's tensors, from its header alone.
+
+    Raises
+    ------
+    FormatError
+        If it is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise FormatError(f"{path}: not readable as safetensors ({error}); {_REMEDY}") from error
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 

@@ -148,13 +148,13 @@ def available_models() -> list[str]:
     return sorted(found)
 
 
-def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
-    """Load a model by the name of a shipped one or by the path of its folder.
+def find_model(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Return the folder and the card of a model, by name or by the path of its folder.
 
     Raises
     ------
     FormatError
-        If there is no such model, or its files are damaged or of another version.
+        If there is no such model, or its card is damaged or of another version.
     """
     candidates = [root / str(name_or_path) for root in model_folders()]
     folder = next(
@@ -166,7 +166,18 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
             f"no model {str(name_or_path)!r}: give the folder of a model or one of "
             f"{available_models()}"
         )
-    card = read_json(folder / _CARD, MODEL_FORMAT)
+    return folder, read_json(folder / _CARD, MODEL_FORMAT)
+
+
+def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
+    """Load a model by the name of a shipped one or by the path of its folder.
+
+    Raises
+    ------
+    FormatError
+        If there is no such model, or its files are damaged or of another version.
+    """
+    folder, card = find_model(name_or_path)
     if not (folder / _WEIGHTS).is_file():
         raise FormatError(f"{folder / _WEIGHTS}: there is no such file; fetch the model again")
     if card.get("sha256") != sha256(folder / _WEIGHTS):

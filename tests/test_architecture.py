@@ -19,7 +19,7 @@ FLOORS = (
     ("data", "pyg"),
     ("nn",),
     ("model",),
-    ("fisher", "metrics"),
+    ("fisher", "metrics", "model_card"),
     ("pretraining", "transfer"),
     ("prediction", "evaluation"),
     ("calculator", "output"),

@@ -324,10 +324,21 @@ def test_models(run, tiny_model_folder, tiny_model, monkeypatch):
     monkeypatch.setattr(matxfer.model, "model_folders", lambda: [tiny_model_folder.parent])
     code, out, _ = run("models")
     assert code == 0
-    assert out == f"tiny: {', '.join(tiny_model.heads)}\n"
+    parameters = sum(p.numel() for p in tiny_model.parameters())
+    assert out.startswith(f"tiny: {parameters:,} parameters, 0.")
+    assert all(name in out for name in tiny_model.heads)
     data = json.loads(run("models", "--json")[1])
     assert list(data) == ["tiny"]
     assert data["tiny"]["sha256"] == tiny_model.checksum
+    code, out, _ = run("models", "tiny")
+    assert code == 0
+    assert tiny_model.checksum in out
+    assert str(tiny_model_folder) in out
+    assert json.loads(run("models", "tiny", "--json")[1]) == data["tiny"]
+    code, _, err = run("models", "absent")
+    assert code == 2
+    assert "no model 'absent'" in err
+    assert "tiny" in err
     # And a model is found by its name.
     code, out, _ = run("predict", "x.cif", "--model", "tiny")
     assert code == 1

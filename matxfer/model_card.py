@@ -1,0 +1,81 @@
+"""What a model's card says, as text for people."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from matxfer.files import read_shapes
+from matxfer.model import find_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def headline_figure(figures: dict[str, Any]) -> tuple[float, str]:
+    """Return a property's error and its unit: of the logarithm where that is what was fitted."""
+    for key, value in figures.items():
+        if key.startswith("mae_log"):
+            return float(value), key.removeprefix("mae_")
+    return float(figures["mae"]), str(figures["unit"])
+
+
+def size_of(folder: Path) -> tuple[int, float]:
+    """Return the number of parameters of a model and the size of its folder in MB."""
+    shapes = read_shapes(folder / "model.safetensors")
+    megabytes = sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) / 1e6
+    # A scaler is fitted, not trained.
+    trained = sum(prod(shape) for name, shape in shapes.items() if ".scaler." not in name)
+    return trained, megabytes
+
+
+def one_line(name: str) -> str:
+    """Return name, size, properties and test errors of a model."""
+    folder, card = find_model(name)
+    parameters, megabytes = size_of(folder)
+    properties = []
+    for head in card["heads"]:
+        prop = head["property"]["name"]
+        test = card.get("figures", {}).get(prop, {}).get("test", {})
+        text = prop
+        if test.get("n"):
+            error, unit = headline_figure(test)
+            text += f" (MAE {error:.3g} {unit})" if unit else f" (MAE {error:.3g})"
+        properties.append(text)
+    return f"{name}: {parameters:,} parameters, {megabytes:.1f} MB; {', '.join(properties)}"
+
+
+def full_text(name: str) -> str:
+    """Return the whole card, section by section."""
+    folder, card = find_model(name)
+    parameters, megabytes = size_of(folder)
+    shape = card["architecture"]
+    lines = [
+        f"{card['name']}  ({folder})",
+        f"  {parameters:,} parameters, {megabytes:.1f} MB with the Fisher information",
+        f"  {len(card['elements'])} elements, cutoff {shape['graph']['cutoff_angstrom']} Å, "
+        + ", ".join(f"{k} {v}" for k, v in shape.items() if k not in ("graph", "kind")),
+        "",
+        "errors (mean absolute)",
+    ]
+    for prop, parts in card.get("figures", {}).items():
+        for part, figures in parts.items():
+            if not figures.get("n"):
+                continue
+            error, unit = headline_figure(figures)
+            lines.append(f"  {prop:32} {part:4}  {error:.4g} {unit}  (n {figures['n']:,})")
+    lines += ["", "data"]
+    for table in card.get("data", []):
+        learnt = ", ".join(table["targets"]) or f"denoising, {table.get('denoise_angstrom')} Å"
+        rows = ", ".join(f"{part} {count:,}" for part, count in table["rows"].items())
+        lines.append(f"  {table['table']}: {learnt}; {rows}")
+        if kept_out := table.get("excluded"):
+            tables = ", ".join(t["table"] for t in kept_out["tables"])
+            lines.append(f"    without the materials of {tables}")
+    lines += ["", "training"]
+    for key in ("training_device", "training_seconds", "note", "command", "date", "licence"):
+        if key in card:
+            lines.append(f"  {key.replace('_', ' ')}: {card[key]}")
+    lines += [f"  cite: {entry}" for entry in card.get("citation", [])]
+    lines.append(f"  sha256: {card['sha256']}")
+    return "\n".join(lines)
