@@ -232,7 +232,7 @@ def pretrain(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    r"""Pretrain a model on several source properties at once.
+    """Pretrain a model on several source properties at once.
 
     CONFIG is a YAML file; pretrained/mp-base/config.yaml is a whole one, and this a small one:
 
@@ -250,7 +250,7 @@ def pretrain(
     Checkpoints (last.ckpt, best.ckpt) and learning_curves.csv and .png lie in the run folder; a
     killed run goes on with the same command and --resume. A GPU is used where there is one; for
     several devices set devices, num_nodes and strategy in trainer.
-    """
+    """  # noqa: D301 - the escape tells click to leave the block as it is
     from matxfer.pretraining.config import read_config
     from matxfer.pretraining.run import pretrain as run
 
