@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -248,20 +249,22 @@ def pretrain(
       trainer: {accelerator: auto, devices: 1}      # goes to lightning.Trainer as it is
 
     Checkpoints (last.ckpt, best.ckpt) and learning_curves.csv and .png lie in the run folder; a
-    killed run goes on with the same command and --resume. A GPU is used where there is one; for
-    several devices set devices, num_nodes and strategy in trainer.
+    killed run goes on with the same command and --resume, which takes no changed file. A GPU is
+    used where there is one; for several devices set devices, num_nodes and strategy in trainer.
     """  # noqa: D301 - the escape tells click to leave the block as it is
     from matxfer.pretraining.config import read_config
     from matxfer.pretraining.run import pretrain as run
 
     settings = read_config(config)
     folder = output or str(Path("runs") / settings.name / "model")
-    with _progress("building graphs") as advance:
+    with _plain_warnings(), _progress("building graphs") as advance:
         model = run(settings, folder, run_folder=run_folder, resume=resume, on_progress=advance)
+    if "figures" not in model.card:
+        return  # one of several processes; the first one writes the model and speaks
     if as_json:
         _print_json(model.card)
         return
-    for name, parts in model.card.get("figures", {}).items():
+    for name, parts in model.card["figures"].items():
         typer.echo(f"{name}: {_figures_line(parts['test'])}")
     typer.echo(f"{folder}: written")
 
@@ -328,6 +331,14 @@ def _figures_line(figures: dict[str, Any]) -> str:
     line = f"MAE {figures['mae']:.4g}{unit}  RMSE {figures['rmse']:.4g}{unit}  R² {r2}"
     extra = "".join(f"  {k} {v:.4g}" for k, v in figures.items() if k.startswith("mae_log"))
     return f"{line}  n {figures['n']}{extra}"
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Say warnings without the line of code that they come from."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _say(str(message))
+        yield
 
 
 @contextmanager

@@ -356,3 +356,19 @@ def test_structure_column(run, tiny_model_folder, table_crystals, tmp_path):
     code, _, err = run("predict", "t.csv", "--model", tiny_model_folder)
     assert code == 1
     assert "1 of 1" in err
+
+
+# -- pretrain -----------------------------------------------------------------------------------
+def test_the_example_of_pretrain_help_is_a_configuration(run, tmp_path):
+    from matxfer.pretraining.config import read_config
+
+    code, out, _ = run("pretrain", "--help")
+    assert code == 0
+    start = out.index("    name: mine")
+    example = out[start : out.index("\n\n", start)]
+    (tmp_path / "mine.yaml").write_text(example.replace("\n    ", "\n").removeprefix("    "))
+    config = read_config(tmp_path / "mine.yaml")
+    assert config.name == "mine"
+    assert [source.denoise_angstrom for source in config.sources] == [0, 0.1]
+    for word in ("last.ckpt", "learning_curves.csv", "--resume", "GPU", "devices", "runs/NAME"):
+        assert word in out

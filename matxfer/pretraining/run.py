@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks, loggers
 
 from matxfer.checkpoint import SafetensorsCheckpointIO
-from matxfer.data.properties import property_of
+from matxfer.data.properties import apply_transform, property_of
 from matxfer.data.table import TableError
 from matxfer.fisher import concentration, fisher_diagonal, total_fisher
 from matxfer.metrics import predict_rows, regression_metrics
@@ -25,11 +25,19 @@ from matxfer.nn.network import EdgeGatedNetwork
 from matxfer.pretraining.callbacks import (
     FiniteLoss,
     LearningCurves,
+    MovableCheckpoint,
     RunRecord,
-    check_identity,
 )
 from matxfer.pretraining.config import ConfigError
 from matxfer.pretraining.module import PretrainModule, SourceModule
+from matxfer.pretraining.resume import (
+    check_identity,
+    config_identity,
+    data_identity,
+    is_finished,
+    last_checkpoint,
+    recorded,
+)
 from matxfer.pretraining.sources import SourceData, load_sources
 from matxfer.provenance import provenance
 from matxfer.runtime import keep_large_blocks, quiet_lightning
@@ -41,12 +49,28 @@ if TYPE_CHECKING:
 
     from matxfer.pretraining.config import PretrainConfig
 
+#: Keys of ``trainer`` that a configuration cannot set, and why.
+_SET_HERE = {
+    "max_epochs": "write 'epochs' in training",
+    **dict.fromkeys(
+        (*("callbacks", "plugins", "use_distributed_sampler", "enable_checkpointing"),
+         *("fast_dev_run", "barebones", "overfit_batches", "model_registry")),
+        "checkpoints and batches are matxfer's",
+    ),
+}  # fmt: skip
+_REFUSALS = (TypeError, ValueError, AttributeError, ImportError, MisconfigurationException)
+
 
 def build_model(config: PretrainConfig, data: SourceData) -> Model:
     """Build the network with scalers and references fitted to the training rows."""
     train = data.rows("train", labelled=True)
     if not len(train):
         raise TableError("no training row is usable; check the split columns")
+    if not len(data.rows("val")):
+        raise TableError(
+            "no validation row is usable, and the best epoch is chosen by them; check the split "
+            "columns"
+        )
     shape = asdict(config.network)
     readouts = shape.pop("readouts")
     network = EdgeGatedNetwork(**shape, graph_options=config.graph)
@@ -71,29 +95,18 @@ def _check_column(name: str, values: NDArray[np.float64], tables: list[dict[str,
             f"{table}: column {name!r} has no value in the {len(values):,} training rows; fill it "
             "or remove it from targets"
         )
+    transform = property_of(name).transform
+    if not np.isfinite(apply_transform(transform, known)).any():
+        raise TableError(
+            f"{table}: no value of column {name!r} in the training rows can be learnt on its scale "
+            f"({transform}): the largest of {len(known):,} is {known.max():g}; correct the column "
+            "or remove it from targets"
+        )
     if np.ptp(known) == 0:
         raise TableError(
             f"{table}: every value of column {name!r} in the training rows is {known[0]:g} "
             f"({len(known):,} values); nothing can be learnt from it, remove it from targets"
         )
-
-
-def run_identity(config: PretrainConfig, data: SourceData) -> dict[str, Any]:
-    """Return what shapes the weights of a run, as flat JSON: ``{"training.epochs": 20, …}``."""
-    tree = asdict(config)
-    for key in ("folder", "card", "name", "trainer"):
-        tree.pop(key)
-    tree["training"].pop("fisher_samples")
-    tree["precision"] = config.trainer.get("precision", "32-true")
-    tree["tables"] = {t["table"]: t["sha256"] for t in data.tables}
-
-    def flat(value: Any, place: str) -> dict[str, Any]:
-        if not isinstance(value, dict | list) or not value:
-            return {place: value}
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return {k: v for key, item in items for k, v in flat(item, f"{place}.{key}").items()}
-
-    return {k.removeprefix("."): v for k, v in flat(tree, "").items()}
 
 
 def pretrain(
@@ -127,59 +140,62 @@ def pretrain(
     keep_large_blocks()
     started = time.monotonic()
     run_folder = Path(run_folder) if run_folder else Path("runs") / config.name
+    last, best = run_folder / "last.ckpt", run_folder / "best.ckpt"
+    record = RunRecord(config_identity(config))
+    checkpoint = last_checkpoint(run_folder) if resume else None
+    if checkpoint is not None:
+        check_identity(checkpoint, record.identity, last)  # before graphs are built for nothing
     L.seed_everything(config.seed, verbose=False)
     data = load_sources(config, on_progress)
     model = build_model(config, data)
+    record.identity |= data_identity(data)
     module = PretrainModule(model, config)
     source = SourceModule(data, model, config.training.batch_size, config.seed)
-    last, best = run_folder / "last.ckpt", run_folder / "best.ckpt"
-    record = RunRecord(run_identity(config, data))
-    if resume and last.exists():
-        check_identity(SafetensorsCheckpointIO().load_checkpoint(last), record.identity, last)
-    elif resume:
-        warnings.warn(f"{last}: no checkpoint to resume from; starting anew", stacklevel=2)
-    else:
-        # Only our own files: the user may have named a folder that holds other things too.
-        for old in (last, best):
-            old.unlink(missing_ok=True)
-    keep = callbacks.ModelCheckpoint(
-        run_folder,
-        filename="best",
-        monitor="val_loss",
-        save_last=True,
-        enable_version_counter=False,
-    )
     with quiet_lightning():
-        trainer = _trainer(config, run_folder, [record, keep])
-        trainer.fit(module, source, ckpt_path=str(last) if resume and last.exists() else None)
+        trainer = _trainer(config, run_folder, record)
+    record.identity["processes"] = trainer.world_size
+    # Only our own files: the user may have named a folder that holds other things too.
+    leftovers = [run_folder / f".{file.name}.part" for file in (last, best)]
+    if checkpoint is None:
+        curves = [run_folder / f"learning_curves.{kind}" for kind in ("csv", "png")]
+        leftovers += [last, best, *curves]
+    for old in leftovers:
+        old.unlink(missing_ok=True)
+    if checkpoint is not None and is_finished(checkpoint, config.training.epochs):
+        check_identity(checkpoint, data_identity(data), last)
+        record.load_state_dict(recorded(checkpoint, last))
+    else:
+        if checkpoint is not None:
+            check_identity(checkpoint, record.identity, last)
+        with quiet_lightning():
+            trainer.fit(module, source, ckpt_path=None if checkpoint is None else str(last))
     if trainer.is_global_zero:
         weights = SafetensorsCheckpointIO().load_checkpoint(best)["state_dict"]
         model.load_state_dict(PretrainModule.final_weights(weights))
-        model.card |= {"training_seconds": record.seconds, "training_device": record.device}
+        model.card["training_seconds"] = round(record.seconds, 3)
+        model.card["training_device"] = record.device
         _finish(model.cpu().eval(), config, data, Path(output), time.monotonic() - started)
     trainer.strategy.barrier()
     return model
 
 
-def _trainer(
-    config: PretrainConfig, run_folder: Path, watchers: list[callbacks.Callback]
-) -> L.Trainer:
-    extra = [FiniteLoss(run_folder), LearningCurves(run_folder), *watchers]
+def _trainer(config: PretrainConfig, run_folder: Path, record: RunRecord) -> L.Trainer:
+    # The guard comes first: what is not finite shall neither be drawn nor kept.
+    extra: list[callbacks.Callback] = [FiniteLoss(run_folder), LearningCurves(run_folder), record]
     if config.training.patience is not None:
         extra.append(callbacks.EarlyStopping("val_loss", patience=config.training.patience))
+    # The last one after the best one, whose loss it knows. Lightning's own save_last writes only
+    # with a new best one, and all epochs after that would be lost.
+    extra += [MovableCheckpoint(run_folder, "best", "val_loss")]
+    extra += [MovableCheckpoint(run_folder, "last")]
     options = {
         "enable_progress_bar": sys.stderr.isatty(),
         "enable_model_summary": False,
         "log_every_n_steps": 50,
         "gradient_clip_val": config.training.clip_norm,
-        **config.trainer,
+        **_checked_trainer_keys(config.trainer),
     }
-    name = options.pop("logger", "CSVLogger")
-    if isinstance(name, str) and not hasattr(loggers, name):
-        raise ConfigError(
-            f"'logger' in trainer is {name!r}, which lightning.pytorch.loggers does not have"
-        )
-    logger = getattr(loggers, name)(save_dir=run_folder) if isinstance(name, str) else name
+    logger = _logger(options.pop("logger", "CSVLogger"), run_folder)
     try:
         return L.Trainer(
             max_epochs=config.training.epochs,
@@ -189,10 +205,44 @@ def _trainer(
             use_distributed_sampler=False,  # ours already knows its rank
             **options,
         )
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise ConfigError(
-            f"lightning.Trainer refuses 'trainer' {config.trainer}: {error}"
-        ) from error
+    except _REFUSALS as error:
+        raise ConfigError(f"{_refused(config.trainer)} in trainer: {error}") from error
+
+
+def _checked_trainer_keys(trainer: dict[str, Any]) -> dict[str, Any]:
+    known = sorted(set(inspect.signature(L.Trainer).parameters) - set(_SET_HERE))
+    for key in trainer:
+        if key in _SET_HERE:
+            raise ConfigError(f"{key!r} in trainer cannot be set: {_SET_HERE[key]}")
+        if key not in known:
+            raise ConfigError(f"unknown key {key!r} in trainer; known are {known}")
+    return trainer
+
+
+def _refused(trainer: dict[str, Any]) -> str:
+    """Name the keys that Lightning does not take, by trying each alone."""
+    refused = []
+    for key, value in trainer.items():
+        try:
+            if key != "logger":
+                L.Trainer(**{"logger": False, "enable_checkpointing": False, key: value})
+        except _REFUSALS:
+            refused.append(key)
+    # Each may be right and only their combination wrong.
+    return ", ".join(f"{key!r}: {trainer[key]!r}" for key in refused or trainer)
+
+
+def _logger(name: Any, run_folder: Path) -> Any:
+    """Return the logger of a name, or what else Lightning takes for one."""
+    if not isinstance(name, str):
+        return name
+    known = [n for n in loggers.__all__ if n != "Logger"]
+    if name not in known:
+        raise ConfigError(f"'logger' in trainer is {name!r}; known are {known}")
+    try:
+        return getattr(loggers, name)(save_dir=run_folder)
+    except (TypeError, ImportError) as error:
+        raise ConfigError(f"'logger' in trainer is {name!r}: {error}") from error
 
 
 def _finish(

@@ -50,7 +50,8 @@ HIDDEN_DIM = 128
 MEV = 1000.0
 
 MODELS: dict[str, Callable[[GraphOptions], torch.nn.Module]] = {
-    "ours": lambda options: EdgeGatedNetwork(graph_options=options),
+    "ours": lambda options: EdgeGatedNetwork(node_dim=192, angular_dim=16, graph_options=options),
+    "ours-distances": lambda options: EdgeGatedNetwork(graph_options=options),
     "cgcnn": lambda options: CGCNN(graph_options=options),
     "schnet": lambda options: SchNet(graph_options=options),
     "cgcnn-128": lambda options: CGCNN(node_dim=128, graph_options=options),
