@@ -149,7 +149,7 @@ def main() -> None:
         size = min(arguments.matches, len(small))
         drawn.append(rng.choice(small, size, replace=False).tolist())
 
-    before, after, costs, blind = [], [], [], []
+    found, costs, blind = [], [], []
     for name in SOURCES:
         labelled = name != "mp_structures_unlabeled"
         source = read(data / f"{name}.parquet", split_column="split" if labelled else None)
@@ -158,36 +158,49 @@ def main() -> None:
         seconds[name] = time.monotonic() - start
         train = np.flatnonzero(source.split == "train").tolist()
         left = np.flatnonzero(split == "train").tolist()
+        n_blind, n_pairs, all_matches = 0, 0, set()
         for task, own, chosen in zip(tasks, alone, drawn, strict=True):
-            for rows, table in ((train, before), (left, after)):
+            cells = []
+            for rows in (train, left):
                 by_id = n_found(task.ids, (source.ids[row] for row in rows))
                 by_formula = n_found(task.formulas, (source.formulas[row] for row in rows))
-                matched = n_matched(task, chosen, source, set(rows))
-                found = [by_id, by_formula, f"{matched} of {len(chosen)}"]
-                table.append([name, task.name, len(task.ids), *found])
+                cells.append((by_id, by_formula, n_matched(task, chosen, source, set(rows))))
+            of = f" of {len(chosen)}"
+            arrows = [f"{x} → {y}" for x, y in zip(*cells, strict=True)]
             cost = own.leave_out(source.split, source.ids, source.crystals)[1]
-            before[-1] += [cost["train"], cost["val"]]
-            print(*before[-1], "; after:", *after[-1][3:], flush=True)
+            found.append([name, task.name, len(task.ids), *arrows[:2], arrows[2] + of,
+                          cost["train"], cost["val"]])  # fmt: skip
+            print(*found[-1], flush=True)
             pairs, matches = blind_matches(task, chosen[: arguments.blind], source)
-            kept = sum(split[row] == "train" for row in matches)
-            blind.append([name, task.name, min(arguments.blind, len(chosen)), pairs,
-                          len(matches), kept])  # fmt: skip
+            n_blind += min(arguments.blind, len(chosen))
+            n_pairs += pairs
+            all_matches |= matches
+        kept = sum(split[row] == "train" for row in all_matches)
+        blind.append([name, n_blind, n_pairs, f"{len(all_matches)} → {kept}"])
         share = f"{counts['train'] / len(train):.1%}"
         costs.append(
             [name, len(train), counts["train"], share, len(left), counts["val"],
              counts["by_id"], counts["by_composition"], f"{seconds[name]:.1f}"]
         )  # fmt: skip
-    found = ["by id", "by composition", "by structure"]
-    first = ["source table", "task", "materials", *found]
-    heading = ["source table", "train rows", "left out", "share", "left", "val rows left out",
-               "by id", "by composition", "seconds"]  # fmt: skip
-    pairs = ["source table", "task", "materials", "pairs", "rows that match", "left in train"]
     tables = [
-        Table("Materials in the train rows before the exclusion, and rows that each task costs",
-              [*first, "train rows", "val rows"], before),
-        Table("Materials in the train rows after the exclusion", first, after),
-        Table("What the exclusion of all tasks costs", heading, costs),
-        Table("Structure matches in train whatever the formula", pairs, blind),
+        Table(
+            "Materials that occur in the train rows, before → after the exclusion of all tasks; "
+            "rows that each task alone costs",
+            ["source table", "task", "materials", "by id", "by composition", "by structure",
+             "train rows", "val rows"],
+            found,
+        ),
+        Table(
+            "What the exclusion of all tasks costs",
+            ["source table", "train rows", "left out", "share", "left", "val rows left out",
+             "by id", "by composition", "seconds"],
+            costs,
+        ),
+        Table(
+            "Train rows that match in structure whatever the formula, before → after",
+            ["source table", "materials", "pairs compared", "rows that match"],
+            blind,
+        ),
     ]  # fmt: skip
     record = exclusions.to_json()
     write_tables(
