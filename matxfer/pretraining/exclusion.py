@@ -47,7 +47,7 @@ class ExcludeConfig:
     where
         Column → values: only these rows count; empty: all.
     id_column
-        Column of material ids. A table may lack ``material_id``: its compositions do.
+        Column of material ids. Without ``material_id`` a table counts by composition alone.
     """
 
     table: str

@@ -4,7 +4,7 @@ Before and after `exclude:` (see matxfer/pretraining/exclusion.py) of all of the
 by composition are over pymatgen's reduced formulas, so they check the exclusion's own key.
 Structure matches (pymatgen's StructureMatcher, defaults) are looked for among rows of equal
 formula for some materials of each task; and blindly, whatever the formula, among rows of as many
-atoms and a similar volume for a few. The plain run over all materials is `--matches 100000`.
+atoms and a similar volume for a few. `--matches 2000` takes all up to `--max-sites`.
 """
 
 from __future__ import annotations
