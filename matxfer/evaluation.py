@@ -10,7 +10,7 @@ import torch
 from matxfer.data.loader import edge_budget_batches
 from matxfer.data.properties import unit_of
 from matxfer.data.store import graph_store
-from matxfer.data.table import TableError, open_table, read_property_table
+from matxfer.data.table import TableError, open_table, read_property_table, require_column
 from matxfer.metrics import regression_metrics
 from matxfer.model import DEFAULT_MODEL, Model, load_model
 from matxfer.runtime import keep_large_blocks
@@ -111,11 +111,10 @@ def _property(base: Model, plugin: Plugin | None, target: str) -> Any:
 
 def _restrict(frame: pd.DataFrame, source: str, conditions: dict[str, str]) -> pd.DataFrame:
     for column, value in conditions.items():
-        if column not in frame.columns:
-            raise TableError(f"{source}: no column {column!r}; the columns are {[*frame.columns]}")
-        kept = frame[frame[column].astype(str) == value]
+        words = require_column(frame, column, source).astype(str)
+        kept = frame[words == value]
         if not len(kept):
-            found = sorted(set(frame[column].astype(str)))[:6]
+            found = sorted(set(words))[:6]
             raise TableError(f"{source}: no row has {column} = {value!r}; it holds {found}")
         frame = kept
     return frame

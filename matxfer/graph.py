@@ -131,16 +131,12 @@ def build_graph(crystal: Crystal, options: GraphOptions) -> GraphArrays:
     orbit = np.arange(n)
     if options.symmetry and n > 1:
         candidate = symmetry_orbits(crystal, options.symprec_angstrom)
-        reach = options.cutoff_angstrom
+        reach, tolerance = options.cutoff_angstrom, 10 * options.symprec_angstrom
         same_species = np.array_equal(crystal.numbers[candidate], crystal.numbers)
         if (
             same_species
-            and is_equitable(
-                candidate, receiver, sender, distance, reach, 10 * options.symprec_angstrom
-            )
-            and has_equal_angles(
-                candidate, receiver, sender, vector, reach, 10 * options.symprec_angstrom
-            )
+            and is_equitable(candidate, receiver, sender, distance, reach, tolerance)
+            and has_equal_angles(candidate, receiver, sender, vector, reach, tolerance)
         ):
             orbit = candidate
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matxfer.nn.backbone import Features
 
 DEFAULT_MODEL = "mp-base"
-_WEIGHTS, _CARD, _FISHER = "model.safetensors", "card.json", "fisher.safetensors"
+WEIGHTS_FILE, _CARD, _FISHER = "model.safetensors", "card.json", "fisher.safetensors"
 
 
 class Model(nn.Module):
@@ -115,7 +115,7 @@ class Model(nn.Module):
         """Write ``model.safetensors``, ``card.json`` and, if given, ``fisher.safetensors``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / _WEIGHTS, self.state_dict())
+        write_tensors(folder / WEIGHTS_FILE, self.state_dict())
         if fisher is not None:
             kept = {name: value.to(torch.bfloat16) for name, value in fisher.items()}
             write_tensors(folder / _FISHER, kept)
@@ -126,7 +126,7 @@ class Model(nn.Module):
             "heads": [head.to_json() for head in self.heads.values()],
             "elements": sorted(self.elements),
             **{k: v for k, v in self.card.items() if k not in _DERIVED},
-            "sha256": sha256(folder / _WEIGHTS),
+            "sha256": sha256(folder / WEIGHTS_FILE),
         }
         write_json(folder / _CARD, self.card)
         self.folder = folder
@@ -178,11 +178,11 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
         If there is no such model, or its files are damaged or of another version.
     """
     folder, card = find_model(name_or_path)
-    if not (folder / _WEIGHTS).is_file():
-        raise FormatError(f"{folder / _WEIGHTS}: there is no such file; fetch the model again")
-    if card.get("sha256") != sha256(folder / _WEIGHTS):
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise FormatError(f"{folder / WEIGHTS_FILE}: there is no such file; fetch the model again")
+    if card.get("sha256") != sha256(folder / WEIGHTS_FILE):
         raise FormatError(
-            f"{folder / _WEIGHTS}: the checksum differs from the card's; fetch the model again"
+            f"{folder / WEIGHTS_FILE}: the checksum differs from the card's; fetch the model again"
         )
     try:
         if card["architecture"]["kind"] != EdgeGatedNetwork.kind:
@@ -191,7 +191,7 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
             backbone = EdgeGatedNetwork.from_config(card["architecture"])
             heads = [PropertyHead.from_json(h, backbone.node_dim) for h in card["heads"]]
             model = Model(backbone, heads, card["elements"], card)
-        model.load_state_dict(read_tensors(folder / _WEIGHTS))
+        model.load_state_dict(read_tensors(folder / WEIGHTS_FILE))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FormatError(f"{folder / _CARD}: card and weights disagree ({error})") from error
     model.folder = folder

@@ -6,7 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from matxfer.files import read_shapes
-from matxfer.model import find_model
+from matxfer.model import WEIGHTS_FILE, find_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ def headline_figure(figures: dict[str, Any]) -> tuple[float, str]:
 
 def size_of(folder: Path) -> tuple[int, float]:
     """Return the number of parameters of a model and the size of its folder in MB."""
-    shapes = read_shapes(folder / "model.safetensors")
+    shapes = read_shapes(folder / WEIGHTS_FILE)
     megabytes = sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) / 1e6
     # A scaler is fitted, not trained.
     trained = sum(prod(shape) for name, shape in shapes.items() if ".scaler." not in name)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from matxfer.errors import MatxferError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import pandas as pd
     from numpy.typing import NDArray
 
     from matxfer.crystal import Crystal, CrystalError
+    from matxfer.readers.entry import Entry
 
 SPLITS = ("train", "val", "test")
 #: Other names that tables use for the parts of a split.
@@ -89,17 +90,15 @@ def read_property_table(
     frame, found_source = open_table(table)
     source = source or found_source
     wanted = [*targets, *([split_column] if split_column else [])]
-    if missing := [name for name in wanted if name not in frame.columns]:
-        raise TableError(
-            f"{source}: no column {missing[0]!r}; the columns are {list(frame.columns)}"
-        )
+    for name in wanted:
+        require_column(frame, name, source)
     if not len(frame):
         raise TableError(f"{source}: the table has no rows")
     values = {name: _numbers(frame, name, source) for name in targets}
     if not any(np.isfinite(v).any() for v in values.values()):
         raise TableError(f"{source}: no row has a value in {list(targets)}")
     entries = crystals_of_table(frame, source, structure_column=structure_column)
-    crystals = [e.crystal if e.crystal is not None else _required(e.error) for e in entries]
+    crystals = crystals_or_errors(entries)
     if split_column:
         words = frame[split_column].astype(str).str.lower().replace(_SPLIT_ALIASES)
         split = words.to_numpy().astype(str)
@@ -130,6 +129,28 @@ def open_table(table: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, str]:
     if isinstance(table, str | Path):
         return load_table(table), str(table)
     return table, "<data frame>"
+
+
+def require_column(
+    frame: pd.DataFrame, column: str, source: str | Path, purpose: str = ""
+) -> pd.Series[Any]:
+    """Return a column.
+
+    Raises
+    ------
+    TableError
+        If there is none of that name: says which there are and, if told, what for it was wanted.
+    """
+    if column not in frame.columns:
+        raise TableError(
+            f"{source}: no column {column!r}{purpose}; the columns are {list(frame.columns)}"
+        )
+    return frame[column]
+
+
+def crystals_or_errors(entries: Iterable[Entry]) -> list[Crystal | CrystalError]:
+    """Return what each row of a table holds: a crystal, or why there is none."""
+    return [e.crystal if e.crystal is not None else _required(e.error) for e in entries]
 
 
 def _required(error: CrystalError | None) -> CrystalError:

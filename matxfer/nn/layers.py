@@ -180,19 +180,19 @@ class EdgeGatedLayer(nn.Module):
         mixed = self.edge(edge)  # (E, 2D)
         mixed = mixed + self.receiver(normed).index_select(0, receiver)
         mixed = mixed + self.sender(normed).index_select(0, sender)
-        inputs = [normed]
+        terms = []
         if self.angular is not None:
             assert angular is not None, "three-body terms need the directions of the edges"
             node_terms, edge_terms = self.angular(
                 normed, edge, edge_index, envelope, degree, angular
             )
             mixed = mixed + self.triplet(edge_terms)
-            inputs.append(node_terms)
+            terms.append(node_terms)
         gate, core = mixed.chunk(2, dim=1)  # (E, D) each
         message = torch.sigmoid(gate) * nn.functional.silu(core)  # (E, D)
         weighted = message * envelope
         summed = weighted.new_zeros(node.shape[0], weighted.shape[1])
         summed = summed.index_add(0, receiver, weighted)  # (N, D)
-        inputs.insert(1, summed * torch.rsqrt(1 + degree))
-        node = node + self.update(torch.cat(inputs, dim=1))
+        summed = summed * torch.rsqrt(1 + degree)
+        node = node + self.update(torch.cat([normed, summed, *terms], dim=1))
         return node, edge + message

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from matxfer.crystal import Crystal, CrystalError
-from matxfer.data.table import TableError
+from matxfer.data.table import TableError, require_column
 from matxfer.files import sha256
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ Composition: TypeAlias = tuple[tuple[int, int], ...]
 #: The parts of a split that shape the weights.
 LEARNT_FROM = ("train", "val")
 _DEFAULT_ID_COLUMN = "material_id"
+_PURPOSE = " to exclude by"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,15 +218,15 @@ def _rows(frame: pd.DataFrame, config: ExcludeConfig, path: Path) -> pd.DataFram
         raise TableError(f"{path}: the table has no rows to exclude")
     chosen = np.ones(len(frame), dtype=bool)
     for column, values in config.where.items():
-        _require(frame, column, path)
-        present = frame[column].drop_duplicates().tolist()
+        named = require_column(frame, column, path, _PURPOSE)
+        present = named.drop_duplicates().tolist()
         # A misspelt value would let its rows through without a word.
         if unknown := [value for value in values if value not in present]:
             raise TableError(
                 f"{path}: no row has {unknown[0]!r} in column {column!r} to exclude; there are "
                 f"{present[:5]}"
             )
-        chosen &= frame[column].isin(values).to_numpy()
+        chosen &= named.isin(values).to_numpy()
     if not chosen.any():
         raise TableError(f"{path}: no row is left to exclude by {config.where}")
     return frame[chosen]
@@ -235,8 +236,7 @@ def _ids(frame: pd.DataFrame, config: ExcludeConfig, path: Path) -> list[str | N
     """Return the ids as text, None where there is none: "nan" would match other missing ids."""
     if config.id_column not in frame.columns and config.id_column == _DEFAULT_ID_COLUMN:
         return [None] * len(frame)
-    _require(frame, config.id_column, path)
-    column = frame[config.id_column]
+    column = require_column(frame, config.id_column, path, _PURPOSE)
     texts = column.astype(str).str.strip()
     missing = (column.isna() | (texts == "")).tolist()
     return [None if gone else text for gone, text in zip(missing, texts.tolist(), strict=True)]
@@ -249,10 +249,3 @@ def _compositions(frame: pd.DataFrame, path: Path) -> list[Composition | None]:
         None if entry.crystal is None else reduced_composition(entry.crystal)
         for entry in crystals_of_table(frame, str(path))
     ]
-
-
-def _require(frame: pd.DataFrame, column: str, path: Path) -> None:
-    if column not in frame.columns:
-        raise TableError(
-            f"{path}: no column {column!r} to exclude by; the columns are {list(frame.columns)}"
-        )

@@ -97,7 +97,7 @@ class PretrainModule(L.LightningModule):
         self.last_losses = per_task.detach()
         loss = (per_task * self.task_weights).sum()
         size = len(batch.targets)
-        if self.denoiser is not None and displacement is not None:
+        if displacement is not None:
             noise = self._denoising_loss(batch, graphs, features, displacement)
             loss = loss + self.training_config.denoise_weight * noise
             self.log("train_denoise", noise, on_step=False, on_epoch=True, batch_size=size)

@@ -245,12 +245,28 @@ def _logger(name: Any, run_folder: Path) -> Any:
         raise ConfigError(f"'logger' in trainer is {name!r}: {error}") from error
 
 
+def _noise(
+    model: Model,
+    data: SourceData,
+    rows: NDArray[np.int64],
+    predicted: dict[str, NDArray[np.float64]],
+) -> dict[str, float]:
+    """Return the spread of each property's residuals on the scale of the network's output."""
+    graphs = data.graphs.select(rows)
+    noise = {}
+    for name, head in model.heads.items():
+        residual = head.scaler.normalised(predicted[name], graphs)
+        residual = residual - head.scaler.normalised(data.values[name][rows], graphs)
+        noise[name] = float(np.nanstd(residual)) if np.isfinite(residual).any() else 1.0
+    return noise
+
+
 def _finish(
     model: Model, config: PretrainConfig, data: SourceData, output: Path, seconds: float
 ) -> None:
     """Measure the model on val and test, compute its Fisher information and write both."""
     figures: dict[str, dict[str, Any]] = {}
-    noise = {}
+    noise: dict[str, float] = {}
     for part in ("val", "test"):
         rows = data.rows(part)
         predicted = predict_rows(model, data.graphs, rows)
@@ -258,10 +274,8 @@ def _finish(
             truth = data.values[name][rows]
             measured = regression_metrics(truth, predicted[name], head.prop)
             figures.setdefault(name, {})[part] = measured
-            if part == "val":
-                residual = head.scaler.normalised(predicted[name], data.graphs.select(rows))
-                residual = residual - head.scaler.normalised(truth, data.graphs.select(rows))
-                noise[name] = float(np.nanstd(residual)) if np.isfinite(residual).any() else 1.0
+        if part == "val":
+            noise = _noise(model, data, rows, predicted)
     fisher = None
     train = data.rows("train", labelled=True)
     if config.training.fisher_samples:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from matxfer.crystal import Crystal
 from matxfer.data.packed import PackedGraphs
 from matxfer.data.store import graph_store
-from matxfer.data.table import TableError, read_property_table
+from matxfer.data.table import crystals_or_errors, read_property_table, require_column
 from matxfer.files import sha256
 from matxfer.pretraining.exclusion import read_exclusions
 
@@ -144,7 +144,7 @@ def _read(source: SourceConfig, config: PretrainConfig, exclusions: Exclusions |
         values = {name: column[keep] for name, column in values.items()}
         frame, split = frame[keep], split[keep]
     for column, allowed in source.report_only.items():
-        outside = ~_column(frame, column, path).isin(allowed).to_numpy()
+        outside = ~require_column(frame, column, path).isin(allowed).to_numpy()
         split = np.where(outside & (split != "train"), "unused", split)
     record: dict[str, Any] = {}
     if exclusions is not None:
@@ -154,10 +154,9 @@ def _read(source: SourceConfig, config: PretrainConfig, exclusions: Exclusions |
         record["excluded"] = exclusions.to_json()
     weight = np.ones(len(split), dtype=np.float32)
     for column, weights in source.row_weights.items():
-        known = (
-            _column(frame, column, path).astype(str).map({str(k): w for k, w in weights.items()})
-        )
-        weight *= known.fillna(1.0).to_numpy(dtype=np.float32)
+        by_word = {str(word): factor for word, factor in weights.items()}
+        factors = require_column(frame, column, path).astype(str).map(by_word)
+        weight *= factors.fillna(1.0).to_numpy(dtype=np.float32)
     parts, counts = np.unique(split, return_counts=True)
     record = {
         "table": path.name,
@@ -180,15 +179,8 @@ def _unlabelled(
     from matxfer.readers import crystals_of_table
 
     entries = crystals_of_table(frame, str(path))
-    crystals = [e.crystal if e.crystal is not None else e.error for e in entries]
     split = np.full(len(frame), "train", dtype="<U8")
     if source.split_column:
-        words = _column(frame, source.split_column, path).astype(str).str.lower()
+        words = require_column(frame, source.split_column, path).astype(str).str.lower()
         split = np.where(words == "train", "train", "unused")
-    return cast("list[Crystal | CrystalError]", crystals), {}, split
-
-
-def _column(frame: pd.DataFrame, column: str, path: Path) -> pd.Series[Any]:
-    if column not in frame.columns:
-        raise TableError(f"{path}: no column {column!r}; the columns are {list(frame.columns)}")
-    return frame[column]
+    return crystals_or_errors(entries), {}, split

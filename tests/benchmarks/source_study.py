@@ -22,6 +22,7 @@ import torch
 import yaml
 
 from matxfer.metrics import predict_rows, regression_metrics
+from matxfer.model_card import headline_figure
 from matxfer.pretraining.config import read_config
 from matxfer.pretraining.sources import load_sources
 
@@ -51,10 +52,10 @@ def read_variants(names: list[str] | None, path: Path, out: Path) -> dict:
     configs = {}
     for name in names or study["variants"]:
         tree = variant_tree(study["base"], study["variants"][name]) | {"name": name}
-        written = path.with_name(f".{name}.yaml")  # beside the study: tables are found from there
+        written = out / f"{name}.yaml"
         written.write_text(yaml.safe_dump(tree))
-        configs[name] = read_config(written)
-        written.replace(out / f"{name}.yaml")
+        # Tables are named as seen from the study, whose folder this file is not in.
+        configs[name] = replace(read_config(written), folder=path.parent)
     return configs
 
 
@@ -185,9 +186,7 @@ def show(results: dict) -> None:
             print(name, result["error"])
             continue
         cells = [
-            f"{next((v for k, v in m.items() if k.startswith('mae_log')), m['mae']):.4f}"
-            if (m := result["validation"].get(target))
-            else "–"
+            f"{headline_figure(m)[0]:.4f}" if (m := result["validation"].get(target)) else "–"
             for target in targets
         ]
         print(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from _table import Table, add_common_arguments, facts, write_tables
-from transfer import STRUCTURE
+from transfer import target_of
 
 from matxfer.data.loader import edge_budget_batches
 from matxfer.data.properties import apply_transform, invert_transform, property_of
@@ -97,7 +97,7 @@ def main() -> None:
     for task in arguments.tasks:
         path = arguments.data / "small_tasks" / f"{task}.parquet"
         frame = load_table(path)
-        target = next(c for c in frame.columns if c not in STRUCTURE and not c.startswith("split_"))
+        target = target_of(frame.columns)
         table = read_property_table(frame, [target], source=str(path))
         transform = property_of(target).transform
         truth = table.values[target]

@@ -23,10 +23,16 @@ from matxfer.readers import load_table
 from matxfer.transfer.finetune import finetune
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 STRUCTURE = {"material_id", "formula", "n_sites", "lattice", "numbers", "frac_coords"}
 SCRATCH = {"freeze": 0, "layer_decay": 1.0, "learning_rate": 1e-3}
+
+
+def target_of(columns: Iterable[str]) -> str:
+    """Return the target of a small task: its one column that is neither structure nor split."""
+    return next(c for c in columns if c not in STRUCTURE and not c.startswith("split_"))
 
 
 def untrained(model: Model, seed: int) -> Model:
@@ -52,8 +58,7 @@ def main() -> None:
     rows = []
     for task in arguments.tasks:
         path: Path = arguments.data / "small_tasks" / f"{task}.parquet"
-        columns = load_table(path).columns
-        target = next(c for c in columns if c not in STRUCTURE and not c.startswith("split_"))
+        target = target_of(load_table(path).columns)
         variants = [("scratch", SCRATCH)]
         variants += [(f"fine-tuned, {k} frozen", {"freeze": k}) for k in arguments.freeze]
         for name, options in variants:
