@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
     from ase import Atoms
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from matxfer.data.batch import GraphBatch
     from matxfer.graph import GraphArrays
     from matxfer.nn.head import PropertyHead
+    from matxfer.nn.plugin_head import PluginHead
 
 #: Appended to a property's name for its contributions per atom.
 PER_ATOM = "_contributions"
@@ -58,11 +60,18 @@ class MatxferCalculator(Calculator):
         super().__init__(**kwargs)
         self.model = model if isinstance(model, Model) else load_model(model)
         self.plugins = [p if isinstance(p, Plugin) else load_plugin(p, self.model) for p in plugins]
-        heads = [*self.model.heads.values(), *(plugin.head for plugin in self.plugins)]
+        heads: list[Any] = [*self.model.heads.values(), *(plugin.head for plugin in self.plugins)]
         names = [*self.model.heads, *column_names(self.model, self.plugins)]
-        self._heads: dict[str, PropertyHead] = dict(zip(names, heads, strict=True))
-        summed = [f"{n}{PER_ATOM}" for n, h in self._heads.items() if h.is_mean_over_atoms]
+        self._heads: dict[str, PropertyHead | PluginHead] = dict(zip(names, heads, strict=True))
+        summed = [f"{n}{PER_ATOM}" for n, h in self._heads.items() if self._is_mean(h)]
         self.implemented_properties = [*names, *summed]
+
+    def _is_mean(self, head: PropertyHead | PluginHead) -> bool:
+        """Whether a value is a mean over atoms, and so is the prediction that it starts from."""
+        source = getattr(head, "source", None)
+        return head.is_mean_over_atoms and (
+            source is None or self.model.heads[source].is_mean_over_atoms
+        )
 
     def calculate(
         self,
@@ -96,8 +105,13 @@ class MatxferCalculator(Calculator):
         column = name.removesuffix(PER_ATOM)
         index = list(self._heads).index(column) - len(self.model.heads)
         if index < 0:
-            features = self.model.backbone(batch)
+            per_node = self._of_base(column, batch)
         else:
-            features = self.plugins[index].features(batch, None)
-        per_node = self._heads[column].per_node(features.node, batch)
+            head = self.plugins[index].head
+            per_node = head.per_node(self.plugins[index].nodes(batch), batch)
+            if head.source is not None:  # a like energy, so a mean over atoms as well
+                per_node = per_node + self._of_base(head.source, batch)
         return np.asarray(per_node.double().cpu().numpy()[graph.node_of_site])
+
+    def _of_base(self, name: str, batch: GraphBatch) -> Tensor:
+        return self.model.heads[name].per_node(self.model.backbone(batch).node, batch)

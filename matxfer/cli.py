@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from matxfer.errors import MatxferError, OptionError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from matxfer.errors import MatxferError
+from matxfer.terminal import (
+    condition,
+    counted,
+    counter_on_terminal,
+    figures_line,
+    integers,
+    plain_warnings,
+    print_json,
+    say,
+    say_trial,
+    strength_of,
+)
 
 app = typer.Typer(
     name="matxfer",
@@ -76,16 +82,16 @@ def predict(
         out.write_csv(counter, predictor.columns, sys.stdout)
         total, failed = counter.total, counter.failed
     else:
-        with _progress("predicting") as advance:
+        with counter_on_terminal("predicting") as advance:
             try:
-                total, failed = out.write_rows(_told(rows, advance), predictor.columns, output)
+                total, failed = out.write_rows(counted(rows, advance), predictor.columns, output)
             except KeyboardInterrupt:
-                _say(f"interrupted; the rows so far are in {output}.part")
+                say(f"interrupted; the rows so far are in {output}.part")
                 raise typer.Exit(130) from None
     if failed:
-        _say(f"{failed} of {total} structures could not be predicted; see the column 'error'")
+        say(f"{failed} of {total} structures could not be predicted; see the column 'error'")
     if not total:
-        _say("there are no structures in what was given; check the paths")
+        say("there are no structures in what was given; check the paths")
     if failed == total:
         raise typer.Exit(1)
 
@@ -101,15 +107,43 @@ def finetune(
     split_column: Annotated[
         str | None, typer.Option(help="Column with train, val, test; else a seeded random split.")
     ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: try the others, keep the best on validation rows; features: a simple model "
+            "on fingerprints; finetune: readouts and layers; scratch: from random weights."
+        ),
+    ] = None,
     freeze: Annotated[
         int | None,
         typer.Option(help="Frozen message-passing layers: 0 none … L all but the readout."),
     ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers that the readout reads, such as 2,4 (default all).")
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="ridge, kernel_ridge, gaussian_process or forest, of --strategy features."
+        ),
+    ] = None,
+    difference: Annotated[
+        bool | None,
+        typer.Option(help="Learn the difference from the base's own prediction, if it has one."),
+    ] = None,
     retain: Annotated[
-        str | None, typer.Option(help="none, or ewc: hold on to what the source needs.")
+        str | None,
+        typer.Option(
+            help="Hold on to what the source needs: none, ewc, l2sp, distill, replay, ewc+replay."
+        ),
     ] = None,
     strength: Annotated[
-        float | None, typer.Option(help="λ of EWC; 1 is the full posterior of the source.")
+        str | None,
+        typer.Option(help="λ of the retention (1: the source's full posterior), or auto."),
+    ] = None,
+    source_data: Annotated[
+        str | None,
+        typer.Option(help="Table of source structures: to rehearse, and to measure forgetting on."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="At most so many passes.")] = None,
     patience: Annotated[
@@ -122,7 +156,16 @@ def finetune(
     ] = None,
     head_learning_rate: Annotated[float | None, typer.Option(help="Of the readout.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="On the readout.")] = None,
-    readout: Annotated[str | None, typer.Option(help="atomwise or pooled.")] = None,
+    unfreeze_every: Annotated[
+        int | None, typer.Option(help="Free one layer more, from the top, every so many epochs.")
+    ] = None,
+    average: Annotated[
+        float | None, typer.Option(help="Decay of a running average of the weights; 0: none.")
+    ] = None,
+    readout: Annotated[
+        str | None, typer.Option(help="atomwise, pooled, extrema or statistics.")
+    ] = None,
+    members: Annotated[int | None, typer.Option(help="Readouts in the ensemble.")] = None,
     transform: Annotated[
         str | None, typer.Option(help="identity, nonnegative, log, log10 or log1p.")
     ] = None,
@@ -132,15 +175,23 @@ def finetune(
 ) -> None:
     """Train a plugin for one property of a table.
 
-    Freezes the first layers of the base model (computed once and kept), trains the rest and a
-    readout, stops early on the validation rows, reports the test rows once.
+    What the frozen layers of the base model make of the structures is computed once and kept; by
+    default several strategies on top of it are tried, the best on the validation rows is kept,
+    and the test rows are reported once.
     """
     from matxfer.transfer.finetune import finetune as run
 
     options: dict[str, Any] = {
+        "strategy": strategy,
         "freeze": freeze,
+        "layers": layers and tuple(integers("--layers", layers)),
+        "features": features,
+        "difference": difference,
+        "unfreeze_every": unfreeze_every,
+        "average": average,
+        "members": members,
         "retain": retain,
-        "strength": strength,
+        "strength": strength and strength_of(strength),
         "epochs": epochs,
         "patience": patience,
         "batch_size": batch_size,
@@ -153,7 +204,7 @@ def finetune(
         "seed": seed,
     }
     folder = output or f"{Path(table).stem}-plugin"
-    with _progress("building graphs") as advance:
+    with counter_on_terminal("building graphs") as advance:
         plugin = run(
             table,
             target,
@@ -161,20 +212,29 @@ def finetune(
             model=model,
             split_column=split_column,
             structure_column=structure_column,
+            source_data=source_data,
             on_graphs=advance,
+            on_trial=None if as_json else say_trial,
             **{name: value for name, value in options.items() if value is not None},
         )
     if as_json:
-        _print_json({"plugin": folder, **plugin.meta})
+        print_json({"plugin": folder, **plugin.meta})
         return
+    typer.echo(f"chosen: {plugin.meta['chosen']}")
     for part, figures in plugin.meta["figures"].items():
-        typer.echo(f"{part:5s} {_figures_line(figures)}")
+        typer.echo(f"{part:5s} {figures_line(figures)}")
+        if "coverage" in figures:
+            level, coverage = figures["coverage_level"], figures["coverage"]
+            typer.echo(f"      {level:.0%} intervals hold {coverage:.0%} of the values")
     drift = plugin.meta["retention"]["drift"]
     typer.echo(
         "drift of the source predictions on these structures, were the base to share the layers:"
     )
     for name, entry in drift.items():
         typer.echo(f"      {name}: {entry['mean_absolute_drift']:.4g} {entry['unit']}")
+    for name, entry in plugin.meta["retention"].get("source_error", {}).items():
+        before, after = f"{entry['before']:.4g} before", f"{entry['after']:.4g} after"
+        typer.echo(f"      {name}: {entry['scale']} {before}, {after}")
     typer.echo(
         f"{folder}: written in {plugin.meta['seconds']:.1f} s; use it with --plugin {folder}"
     )
@@ -198,8 +258,8 @@ def evaluate(
     """Compare predictions with a column of a table: MAE, RMSE, R² and n."""
     from matxfer.evaluation import evaluate as run
 
-    conditions = dict(_pair(text) for text in where or [])
-    with _progress("building graphs") as advance:
+    conditions = dict(condition(text) for text in where or [])
+    with counter_on_terminal("building graphs") as advance:
         figures = run(
             table,
             target,
@@ -212,9 +272,9 @@ def evaluate(
             on_graphs=advance,
         )
     if as_json:
-        _print_json(figures)
+        print_json(figures)
     else:
-        typer.echo(_figures_line(figures))
+        typer.echo(figures_line(figures))
         for reason, count in figures["excluded"].items():
             typer.echo(f"left out: {count} rows, {reason}")
 
@@ -257,15 +317,15 @@ def pretrain(
 
     settings = read_config(config)
     folder = output or str(Path("runs") / settings.name / "model")
-    with _plain_warnings(), _progress("building graphs") as advance:
+    with plain_warnings(), counter_on_terminal("building graphs") as advance:
         model = run(settings, folder, run_folder=run_folder, resume=resume, on_progress=advance)
     if "figures" not in model.card:
         return  # one of several processes; the first one writes the model and speaks
     if as_json:
-        _print_json(model.card)
+        print_json(model.card)
         return
     for name, parts in model.card["figures"].items():
-        typer.echo(f"{name}: {_figures_line(parts['test'])}")
+        typer.echo(f"{name}: {figures_line(parts['test'])}")
     typer.echo(f"{folder}: written")
 
 
@@ -282,7 +342,7 @@ def models(
 
     if as_json:
         cards = {n: find_model(n)[1] for n in available_models()}
-        _print_json(find_model(name)[1] if name else cards)
+        print_json(find_model(name)[1] if name else cards)
     elif name:
         typer.echo(model_card.full_text(name))
     else:
@@ -298,69 +358,11 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except KeyboardInterrupt:
-        _say("interrupted")
+        say("interrupted")
         sys.exit(130)
     except BrokenPipeError:  # the reader of the pipe has seen enough
         sys.stderr.close()
         sys.exit(141)
     except (MatxferError, OSError) as error:
-        _say(f"error: {' '.join(str(error).split())}")
+        say(f"error: {' '.join(str(error).split())}")
         sys.exit(2)
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _print_json(data: dict[str, Any]) -> None:
-    typer.echo(json.dumps(data, ensure_ascii=False))
-
-
-def _pair(text: str) -> tuple[str, str]:
-    column, equals, value = text.partition("=")
-    if not equals:
-        raise OptionError(f"--where {text!r}: write COLUMN=VALUE")
-    return column.strip(), value.strip()
-
-
-def _figures_line(figures: dict[str, Any]) -> str:
-    if not figures["n"]:
-        return "no rows to compare"
-    unit = f" {figures['unit']}" if figures["unit"] else ""
-    r2 = "–" if figures["r2"] is None else f"{figures['r2']:.4f}"
-    line = f"MAE {figures['mae']:.4g}{unit}  RMSE {figures['rmse']:.4g}{unit}  R² {r2}"
-    extra = "".join(f"  {k} {v:.4g}" for k, v in figures.items() if k.startswith("mae_log"))
-    return f"{line}  n {figures['n']}{extra}"
-
-
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Say warnings without the line of code that they come from."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: _say(str(message))
-        yield
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int], None]]:
-    """Show a counter on stderr if a person is looking at it."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description} {task.completed:,.0f}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda count: progress.advance(task, count)
-
-
-def _told(rows: Iterator[Any], advance: Callable[[int], None]) -> Iterator[Any]:
-    for row in rows:
-        advance(1)
-        yield row

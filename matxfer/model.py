@@ -89,6 +89,11 @@ class Model(nn.Module):
         """Return every source property from features of the last layer."""
         return {name: head.values(features.node, graphs) for name, head in self.heads.items()}
 
+    @property
+    def has_fisher(self) -> bool:
+        """Whether the model came with its Fisher information."""
+        return self.folder is not None and (self.folder / _FISHER).exists()
+
     def fisher(self) -> dict[str, torch.Tensor]:
         """Return the shipped Fisher information (see :mod:`matxfer.fisher`).
 
@@ -97,7 +102,7 @@ class Model(nn.Module):
         FormatError
             If the model came without one.
         """
-        if self.folder is None or not (self.folder / _FISHER).exists():
+        if self.folder is None or not self.has_fisher:
             raise FormatError(
                 f"model {self.name!r} comes without {_FISHER}; compute it with "
                 "matxfer.fisher.fisher_diagonal, or choose a retention that needs none"

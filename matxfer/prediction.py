@@ -26,7 +26,7 @@ from matxfer.graph import GraphArrays, GraphOptions, build_graph
 from matxfer.model import DEFAULT_MODEL, Model, load_model
 from matxfer.readers import Entry, crystals_of_table, expand, is_single, read_file
 from matxfer.runtime import keep_large_blocks
-from matxfer.transfer.plugin import Plugin, column_names, load_plugin, predict_all
+from matxfer.transfer.plugin import Plugin, load_plugin, predict_columns, prediction_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -113,7 +113,8 @@ class Predictor:
         keep_large_blocks()
         self.model = model if isinstance(model, Model) else load_model(model)
         self.plugins = [p if isinstance(p, Plugin) else load_plugin(p, self.model) for p in plugins]
-        self.properties = [*self.model.heads, *column_names(self.model, self.plugins)]
+        own = prediction_columns(self.model, self.plugins)
+        self.properties = [*self.model.heads, *(name for names in own for name in names)]
         self.columns = [*LEADING_COLUMNS, *self.properties, "error"]
 
     def rows(
@@ -143,14 +144,15 @@ class Predictor:
 
     def _predict(self, prepared: Prepared) -> Iterator[Row]:
         usable = np.flatnonzero(prepared.graphs.nodes_per_graph > 0)
-        values: list[list[NDArray[np.float64]]] = []
+        parts: list[dict[str, NDArray[np.float64]]] = []
         with torch.inference_mode():
             for index in edge_budget_batches(prepared.graphs, usable):
                 batch = prepared.graphs.batch(index).to(self.model.device)
-                values.append(predict_all(self.model, self.plugins, batch))
-        columns = [np.concatenate(parts).tolist() for parts in zip(*values, strict=True)]
-        for k, numbers in zip(usable, zip(*columns, strict=True), strict=True):
-            prepared.rows[k] |= dict(zip(self.properties, numbers, strict=True))
+                parts.append(predict_columns(self.model, self.plugins, batch))
+        for name in self.properties:
+            values = np.concatenate([np.zeros(0), *(part[name] for part in parts)]).tolist()
+            for k, value in zip(usable, values, strict=True):
+                prepared.rows[k][name] = value
         for row in prepared.rows:
             yield {column: row.get(column) for column in self.columns}
 

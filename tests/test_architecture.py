@@ -13,7 +13,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 #: Rooms from the ground up: a room may use those below it, and none of its own floor.
 FLOORS = (
     ("errors",),
-    ("files", "provenance", "runtime", "neighbors"),
+    ("files", "provenance", "runtime", "neighbors", "terminal"),
     ("crystal", "checkpoint"),
     ("graph", "readers"),
     ("data", "pyg"),
@@ -33,6 +33,7 @@ TRAINING = {
     "matxfer.pretraining.module",
     "matxfer.pretraining.run",
     "matxfer.transfer.finetune",
+    "matxfer.transfer.strategies",
     "matxfer.transfer.training",
 }
 

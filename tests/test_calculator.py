@@ -13,7 +13,8 @@ import matxfer.calculator as calculator_module
 from matxfer.calculator import MatxferCalculator
 from matxfer.crystal import Crystal, CrystalError
 from matxfer.data.properties import property_of
-from matxfer.nn.head import PropertyHead
+from matxfer.nn.ensemble import ReadoutEnsemble
+from matxfer.nn.plugin_head import PluginHead
 from matxfer.prediction import predict
 from matxfer.transfer.plugin import Plugin
 
@@ -35,7 +36,9 @@ def crooked():
 def make_plugin(model, target="vibrational_energy_mev_per_atom", depth=1, readout="atomwise"):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(depth)
-        head = PropertyHead(property_of(target), model.backbone.node_dim, readout, 4)
+        own = ReadoutEnsemble(readout, 2 * model.backbone.node_dim, 4, 3)
+        source = target if target in model.heads else None
+        head = PluginHead(property_of(target), (0, model.backbone.n_layers), own, source)
         head.scaler.mean.fill_(20.0)
         head.scaler.std.fill_(5.0)
         plugin = Plugin(model, depth, head, {"name": "mine"})

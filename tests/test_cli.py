@@ -66,7 +66,7 @@ def plugins(crystal_table, tiny_model, tmp_path_factory):
     root = tmp_path_factory.mktemp("plugins")
     for target, name in ((TARGET, "debye"), ("bulk_modulus_vrh_gpa", "bulk")):
         finetune(crystal_table, target, root / name, model=tiny_model, split_column="split",
-                 epochs=1)  # fmt: skip
+                 strategy="finetune", epochs=1)  # fmt: skip
     return root / "debye", root / "bulk"
 
 
@@ -114,7 +114,8 @@ def test_predict_into_a_pipe(run, tiny_model_folder, plugins, cifs, table_crysta
                          "--plugin", plugins[0], "--plugin", plugins[1])  # fmt: skip
     assert code == 0
     rows = list(csv.DictReader(io.StringIO(out)))
-    own = [TARGET, "bulk_modulus_vrh_gpa__bulk"]
+    ends = ("", "_std", "_lo", "_hi", "_ood")
+    own = [f"{name}{end}" for name in (TARGET, "bulk_modulus_vrh_gpa__bulk") for end in ends]
     assert list(rows[0]) == [*LEADING_COLUMNS, *tiny_model.heads, *own, "error"]
     assert [row["id"] for row in rows] == ["good0", "good1", "zbad"]
     expected = predict(table_crystals[:2], plugins, model=tiny_model)
@@ -267,11 +268,13 @@ def test_finetune_prints_one_json_object(tiny_model_folder, crystal_table, tmp_p
     assert result.stdout.count("\n") == 1
     data = json.loads(result.stdout)
     assert data["plugin"] == str(folder)
-    assert data["config"] == {
+    given = {
         "freeze": 1, "epochs": 2, "batch_size": 16, "seed": 3, "retain": "ewc", "strength": 0.25,
         "patience": 7, "learning_rate": 2e-3, "layer_decay": 0.5, "head_learning_rate": 3e-3,
         "weight_decay": 0.02, "readout": "atomwise", "transform": "log",
     }  # fmt: skip
+    assert {k: v for k, v in data["config"].items() if k in given} == given
+    assert data["config"]["strategy"] == "finetune"  # that is what a frozen depth belongs to
     assert {k: v for k, v in data.items() if k != "plugin"} == json.loads(
         (folder / "plugin.json").read_text()
     )
@@ -279,11 +282,15 @@ def test_finetune_prints_one_json_object(tiny_model_folder, crystal_table, tmp_p
 
 
 def test_finetune_for_people(run, tiny_model_folder, crystal_table, tmp_path):
-    code, out, _ = run("finetune", crystal_table, "--target", TARGET, "--model", tiny_model_folder,
-                       "--split-column", "split", "--epochs", 1)  # fmt: skip
+    code, out, err = run("finetune", crystal_table, "--target", TARGET, "--model",
+                         tiny_model_folder, "--split-column", "split", "--epochs", 1)  # fmt: skip
     assert code == 0
+    assert err.count("validation MAE") > 4  # auto says what it tries
     assert (tmp_path / "crystals-plugin" / "plugin.json").is_file()  # named after the table
     meta = json.loads((tmp_path / "crystals-plugin" / "plugin.json").read_text())
+    assert f"chosen: {meta['chosen']}" in out
+    best = min(meta["trials"], key=lambda trial: trial["val_mae"])
+    assert meta["chosen"] == best["tried"]
     assert f"test  MAE {meta['figures']['test']['mae']:.4g} K" in out
     assert "--plugin crystals-plugin" in out
     assert "band_gap_ev" in out

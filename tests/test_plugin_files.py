@@ -21,7 +21,8 @@ from matxfer.data.properties import property_of
 from matxfer.files import FormatError, read_json, sha256, write_json
 from matxfer.graph import build_graph
 from matxfer.model import load_model
-from matxfer.nn.head import PropertyHead
+from matxfer.nn.ensemble import ReadoutEnsemble
+from matxfer.nn.plugin_head import PluginHead
 from matxfer.transfer.finetune import finetune
 from matxfer.transfer.plugin import Plugin, column_names, load_plugin, predict_all
 
@@ -33,7 +34,8 @@ def make_plugin(model, depth, target=TARGET, seed=0):
     """Return a plugin with random changes to everything that it may change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(100 * seed + depth)
-        head = PropertyHead(property_of(target), model.backbone.node_dim, "pooled", 6)
+        readout = ReadoutEnsemble("pooled", model.backbone.node_dim * (L + 1), 6, 2)
+        head = PluginHead(property_of(target), range(L + 1), readout)
         head.scaler.mean.fill_(300.0)
         head.scaler.std.fill_(50.0)
         plugin = Plugin(model, depth, head)
@@ -54,7 +56,7 @@ def batch(tiny_model, table_crystals):
 def predicted(plugin, batch):
     """Return a plugin's predictions through its whole own network, without the base's."""
     with torch.no_grad():
-        return plugin.head.values(plugin.backbone(batch).node, batch)
+        return plugin.head.values(plugin.nodes(batch), batch)
 
 
 # -- round trip -------------------------------------------------------------------------------
@@ -67,10 +69,10 @@ def test_round_trip_and_only_changed_tensors(depth, tiny_model, tiny_model_folde
     stored = load_file(tmp_path / "p" / "plugin.safetensors")
     names = [name for name, _ in tiny_model.backbone.named_parameters()]
     kept = [n for n in names if n.startswith("layers.") and int(n.split(".")[1]) >= depth]
-    trainable = {f"backbone.{name}" for name in (kept if depth else names)}
-    assert {k for k in stored if k.startswith("backbone.")} == trainable
+    trainable = {f"delta.{name}" for name in (kept if depth else names)}
+    assert {k for k in stored if k.startswith("delta.")} == trainable
     assert (depth == L) == (not trainable)
-    assert {k for k in stored if not k.startswith("backbone.")} == {
+    assert {k for k in stored if not k.startswith("delta.")} == {
         f"head.{k}" for k in plugin.head.state_dict()
     }
 
@@ -88,7 +90,7 @@ def test_round_trip_and_only_changed_tensors(depth, tiny_model, tiny_model_folde
         own = dict(again.backbone.named_parameters())
         for name, parameter in base.backbone.named_parameters():
             shared = own[name].data_ptr() == parameter.data_ptr()
-            assert shared == (f"backbone.{name}" not in trainable), name
+            assert shared == (f"delta.{name}" not in trainable), name
 
 
 def test_an_unchanged_layer_is_not_stored(tiny_model, tmp_path):
@@ -96,7 +98,7 @@ def test_an_unchanged_layer_is_not_stored(tiny_model, tmp_path):
     name = "layers.1.norm.weight"
     plugin.backbone.get_parameter(name).data.copy_(tiny_model.backbone.get_parameter(name))
     plugin.save(tmp_path / "p")
-    assert f"backbone.{name}" not in load_file(tmp_path / "p" / "plugin.safetensors")
+    assert f"delta.{name}" not in load_file(tmp_path / "p" / "plugin.safetensors")
 
 
 def test_saved_twice_is_the_same(tiny_model, tmp_path):
@@ -145,7 +147,7 @@ def test_what_plugin_json_says(
     )  # fmt: skip
     text = (folder / "plugin.json").read_text(encoding="utf-8")
     meta = json.loads(text)
-    assert meta["format"] == 1
+    assert meta["format"] == 2
     assert meta["name"] == "my-plugin"
     assert meta["base"] == {
         "name": "tiny", "sha256": sha256(tiny_model_folder / "model.safetensors"),
@@ -153,8 +155,9 @@ def test_what_plugin_json_says(
     assert meta["frozen_depth"] == 1
     assert (meta["target"], meta["unit"]) == ("bulk_modulus_vrh_gpa", "GPa")
     assert meta["transform"] == "log10"
-    assert meta["scaler"]["mean"] == pytest.approx(1.9)
-    assert meta["scaler"]["std"] == pytest.approx(0.3)
+    assert meta["head"]["source"] == "bulk_modulus_vrh_gpa"  # the base predicts it already
+    assert meta["scaler"]["std"] > 0
+    assert meta["uncertainty"]["level"] == 0.9
     assert meta["elements"] == sorted({3, 8, 11, 12, 17, 26})
     assert set(meta["retention"]["drift"]) == {h["property"]["name"] for h in read_json(
         tiny_model_folder / "card.json")["heads"]}  # fmt: skip
@@ -194,7 +197,7 @@ def _cut(path):
 
 
 def _wrong_shape(tensors):
-    tensors["backbone.layers.2.norm.weight"] = torch.ones(5)
+    tensors["delta.layers.2.norm.weight"] = torch.ones(5)
 
 
 DAMAGE = {
@@ -220,19 +223,19 @@ DAMAGE = {
     ),
     "frozen layer": (
         lambda f: _edit_tensors(
-            f, lambda t: t.update({"backbone.layers.0.norm.weight": torch.ones(16)})
+            f, lambda t: t.update({"delta.layers.0.norm.weight": torch.ones(16)})
         ),
         r"layers\.0\.norm\.weight does not belong.*again",
     ),
     "embedding": (
         lambda f: _edit_tensors(
-            f, lambda t: t.update({"backbone.embedding.element.weight": torch.ones(119, 16)})
+            f, lambda t: t.update({"delta.embedding.element.weight": torch.ones(119, 16)})
         ),
         r"embed\.element\.weight does not belong.*again",
     ),
     "no layer": (
         lambda f: _edit_tensors(
-            f, lambda t: t.update({"backbone.layers.3.norm.weight": torch.ones(16)})
+            f, lambda t: t.update({"delta.layers.3.norm.weight": torch.ones(16)})
         ),
         r"layers\.3\.norm\.weight does not belong.*again",
     ),

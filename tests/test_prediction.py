@@ -21,7 +21,8 @@ from matxfer.data.loader import edge_budget_batches
 from matxfer.data.packed import PackedGraphs
 from matxfer.data.properties import property_of
 from matxfer.graph import build_graph
-from matxfer.nn.head import PropertyHead
+from matxfer.nn.ensemble import ReadoutEnsemble
+from matxfer.nn.plugin_head import PluginHead
 from matxfer.output import output_format, write_rows
 from matxfer.prediction import LEADING_COLUMNS, Predictor, as_inputs, predict
 from matxfer.transfer.plugin import Plugin
@@ -299,7 +300,8 @@ def test_types_of_columns(mixed, tiny_model):
 def make_plugin(model, target, name, depth):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(depth)
-        head = PropertyHead(property_of(target), model.backbone.node_dim, "pooled", 4)
+        readout = ReadoutEnsemble("pooled", model.backbone.node_dim, 4)
+        head = PluginHead(property_of(target), (model.backbone.n_layers,), readout)
         plugin = Plugin(model, depth, head, {"name": name})
     return plugin.eval()
 
@@ -320,7 +322,7 @@ def test_plugins_add_columns(table_crystals, expected, tiny_model, tiny_model_fo
         )
         batch = packed.batch(np.arange(3))
         with torch.no_grad():
-            values = plugin.head.values(plugin.backbone(batch).node, batch)
+            values = plugin.head.values([plugin.backbone(batch).node], batch)
         np.testing.assert_allclose(result[name], values, **CLOSE)
     # One plugin need not be in a list, and the model may be a folder.
     single = predict(table_crystals[:3], tmp_path / "two", model=tiny_model_folder)

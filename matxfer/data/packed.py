@@ -130,14 +130,16 @@ class PackedGraphs:
             edge_vector_angstrom=self.edge_vector_angstrom[edges],
         )
 
-    def batch(self, index: NDArray[np.int64]) -> GraphBatch:
-        """Gather the graphs at ``index`` into one batch of tensors."""
+    def batch(self, index: NDArray[np.int64], *, with_edges: bool = True) -> GraphBatch:
+        """Gather the graphs at ``index`` into one batch of tensors; readouts need no edges."""
         import torch
 
         from matxfer.data.batch import GraphBatch
 
-        nodes, edges = flat_ranges(self.node_offset, index), flat_ranges(self.edge_offset, index)
-        n_nodes, n_edges = self.nodes_per_graph[index], self.edges_per_graph[index]
+        nodes = flat_ranges(self.node_offset, index)
+        edges = flat_ranges(self.edge_offset, index if with_edges else index[:0])
+        n_nodes = self.nodes_per_graph[index]
+        n_edges = self.edges_per_graph[index] if with_edges else np.zeros_like(n_nodes)
         shift = np.repeat(np.cumsum(n_nodes) - n_nodes, n_edges)
         edge_index = np.empty((2, len(edges)), dtype=np.int64)
         np.add(self.sender[edges], shift, out=edge_index[0])

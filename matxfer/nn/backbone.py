@@ -50,6 +50,12 @@ class Backbone(Protocol):
         """Apply layers ``start … stop - 1``."""
         ...
 
+    def states(
+        self, graphs: GraphLike, features: Features, start: int, stop: int
+    ) -> Iterator[Features]:
+        """Yield the features after each of the layers ``start … stop - 1``."""
+        ...
+
     def blocks(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield ``("embed", module)``, ``("layers.0", module)``, … in order of depth."""
         ...

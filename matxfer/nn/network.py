@@ -95,8 +95,16 @@ class EdgeGatedNetwork(nn.Module):
 
     def run(self, graphs: GraphLike, features: Features, start: int, stop: int) -> Features:
         """Apply layers ``start … stop - 1``."""
+        for state in self.states(graphs, features, start, stop):
+            features = state
+        return features
+
+    def states(
+        self, graphs: GraphLike, features: Features, start: int, stop: int
+    ) -> Iterator[Features]:
+        """Yield the features after each of the layers ``start … stop - 1``."""
         if start >= stop:
-            return features
+            return
         cutoff = self.graph_options.cutoff_angstrom
         distance = _distance(graphs)
         envelope = polynomial_envelope(distance, cutoff)[:, None]  # (E, 1)
@@ -108,7 +116,7 @@ class EdgeGatedNetwork(nn.Module):
         node, edge = features.node, features.edge
         for layer in self.layers[start:stop]:
             node, edge = layer(node, edge, graphs.edge_index, envelope, degree, angular)
-        return Features(node, edge)
+            yield Features(node, edge)
 
     def forward(self, graphs: GraphLike) -> Features:
         """Return the features after the last layer."""

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+#: Keeps the slope of a standard deviation finite where all atoms are equal.
+_TINY_VARIANCE = 1e-6
+
+
 class AtomwiseReadout(nn.Module):
     """Mean over atoms of a per-atom output: y = Σ_i m_i f(h_i) / Σ_i m_i.
 
@@ -150,14 +154,25 @@ class VectorReadout(nn.Module):
 
 
 def pool(node: Tensor, graphs: GraphLike, parts: tuple[str, ...] = PooledReadout.parts) -> Tensor:
-    """Return mean, maximum or minimum of node features (N, F) over the atoms, shape (B, kF)."""
+    """Return statistics of node features (N, F) over the atoms, shape (B, kF).
+
+    Parameters
+    ----------
+    parts
+        Of ``"mean"``, ``"spread"`` (standard deviation), ``"highest"``, ``"lowest"``.
+    """
     size = (graphs.num_graphs, node.shape[1])
     index = graphs.batch[:, None].expand_as(node)
     pooled = []
     for part in parts:
-        if part == "mean":
-            weighted = node * node_weights(graphs)[:, None].to(node.dtype)
-            pooled.append(node.new_zeros(size).index_add(0, graphs.batch, weighted))
+        if part in ("mean", "spread"):
+            weight = node_weights(graphs)[:, None].to(node.dtype)
+            mean = node.new_zeros(size).index_add(0, graphs.batch, node * weight)
+            if part == "spread":
+                deviation = (node - mean[graphs.batch]).square() * weight
+                variance = node.new_zeros(size).index_add(0, graphs.batch, deviation)
+                mean = (variance + _TINY_VARIANCE).sqrt()
+            pooled.append(mean)
         else:
             reduce = {"highest": "amax", "lowest": "amin"}[part]
             pooled.append(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 #: Weight of the pull of reference energies to zero, in units of one structure: it settles
 #: elements that few structures hold and combinations that always occur together.
 REFERENCE_RIDGE = 1e-3
+#: The same where the values are differences from a prediction that knows the elements already.
+DIFFERENCE_RIDGE = 0.3
 
 
 def composition(graphs: PackedGraphs) -> NDArray[np.float64]:
@@ -59,8 +61,16 @@ class TargetScaler(nn.Module):
         self.register_buffer("reference", torch.zeros(MAX_ATOMIC_NUMBER + 1))
 
     @classmethod
-    def fit(cls, prop: Property, values: NDArray[np.float64], graphs: PackedGraphs) -> TargetScaler:
+    def fit(
+        cls,
+        prop: Property,
+        values: NDArray[np.float64],
+        graphs: PackedGraphs,
+        source: NDArray[np.float64] | None = None,
+    ) -> TargetScaler:
         """Fit to training values in the property's unit; NaN values are left out.
+
+        With ``source``, predictions (G,) on the fitted scale, the differences from them are fitted.
 
         Raises
         ------
@@ -69,6 +79,8 @@ class TargetScaler(nn.Module):
         """
         scaler = cls(prop.transform)
         fitted = apply_transform(prop.transform, np.asarray(values, dtype=np.float64))
+        if source is not None:
+            fitted = fitted - source
         known = np.isfinite(fitted)
         if not known.any():
             raise OptionError(f"{prop.name}: no training value is usable; check the column")
@@ -77,7 +89,8 @@ class TargetScaler(nn.Module):
             x = composition(graphs)[known]
             present = x.any(axis=0)
             x = x[:, present]
-            gram = x.T @ x + REFERENCE_RIDGE * np.eye(x.shape[1])
+            ridge = REFERENCE_RIDGE if source is None else DIFFERENCE_RIDGE
+            gram = x.T @ x + ridge * np.eye(x.shape[1])
             reference = np.linalg.solve(gram, x.T @ (y - y.mean()))
             scaler.reference[torch.from_numpy(present)] = torch.from_numpy(reference).float()
             y = y - x @ reference
@@ -94,9 +107,20 @@ class TargetScaler(nn.Module):
         """Map network output (B,) to the fitted scale."""
         return self.offset(graphs) + self.std * output
 
-    def normalised(self, values: NDArray[np.float64], graphs: PackedGraphs) -> NDArray[np.float32]:
+    def normalised(
+        self,
+        values: NDArray[np.float64],
+        graphs: PackedGraphs,
+        source: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float32]:
         """Map values in their unit (G,) to network targets; NaN where there is no usable value."""
         fitted = apply_transform(self.transform, np.asarray(values, dtype=np.float64))
+        return self.normalised_fitted(fitted if source is None else fitted - source, graphs)
+
+    def normalised_fitted(
+        self, fitted: NDArray[np.float64], graphs: PackedGraphs
+    ) -> NDArray[np.float32]:
+        """Map the fitted scale (G,) to network outputs."""
         fitted = fitted - composition(graphs) @ self.reference.double().cpu().numpy()
         scaled = (fitted - float(self.mean)) / float(self.std)
         return np.asarray(scaled, dtype=np.float32)

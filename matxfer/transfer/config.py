@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from matxfer.errors import OptionError
+from matxfer.transfer.features import METHODS
 
-RETENTION = ("none", "ewc")
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STRATEGIES = ("auto", "features", "finetune", "scratch")
+RETENTION = ("none", "ewc", "l2sp", "distill", "replay", "ewc+replay")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,47 +22,100 @@ class FinetuneConfig:
 
     Parameters
     ----------
+    strategy
+        ``"features"``: a simple model on the fingerprints of the frozen network. ``"finetune"``:
+        train a readout and the layers above the frozen depth. ``"scratch"``: the same network
+        from random weights, for comparison. ``"auto"``: try them, keep what is best on the
+        validation rows. ``None``: the one that the other options belong to, else ``auto``.
     freeze
-        Number K of frozen layers, 0 … L.
+        Number K of frozen layers, 0 … L; ``None``: tried with ``auto``, else L (half of L with a
+        retention, which holds layers that are trained).
+    layers
+        Layers that the readout reads (0: the embedding); ``None``: all.
+    readout
+        ``"atomwise"``, ``"pooled"``, ``"extrema"`` or ``"statistics"``; default: that of the
+        property.
+    hidden_dim, members
+        Width of the readouts' hidden layer, number of readouts.
+    features
+        Simple model: ``"ridge"``, ``"kernel_ridge"`` (the default), ``"gaussian_process"``,
+        ``"forest"``.
+    difference
+        Learn the difference from the base model's own prediction, where it has a like property.
     retain, strength
-        ``"none"``, or ``"ewc"`` with strength λ (1: the full posterior of the source).
+        How the source is kept (see :mod:`matxfer.transfer.retention`) and how strongly; for ``ewc``
+        and ``l2sp`` 1 is the full posterior of the source. ``"auto"``: the strongest whose
+        validation error is within 2 % of the best.
     epochs, patience, batch_size
-        At most so many passes; stop after ``patience`` passes without a better validation error.
+        At most so many passes (``None``: 100 of a readout alone, else 40); stop after
+        ``patience`` passes without a better validation error.
     learning_rate, layer_decay, head_learning_rate
         Rate of the last layer; factor per layer below it; rate of the readout.
+    unfreeze_every
+        Gradual unfreezing: one layer more, from the top, after so many epochs; 0: all at once.
+    warmup_fraction
+        Part of the steps in which the rates rise.
+    average
+        Decay per step of a running average of the weights, which is then what is kept; 0: none.
     weight_decay
         On the readout.
-    readout
-        Kind of readout; default: that of the property.
     transform
-        Scale on which the target is fitted; default: that of the property.
+        Scale on which the target is fitted; ``None``: that of the property.
     seed
         Of initial weights, batch order and, without a split column, the split.
     """
 
-    freeze: int = 2
+    strategy: str | None = None
+    freeze: int | None = None
+    layers: tuple[int, ...] | None = None
+    readout: str | None = None
+    hidden_dim: int = 64
+    members: int = 4
+    features: str | None = None
+    difference: bool = True
     retain: str = "none"
-    strength: float = 1.0
-    epochs: int = 100
+    strength: float | str = 1.0
+    epochs: int | None = None
     patience: int = 20
     batch_size: int = 32
     learning_rate: float = 5e-4
     layer_decay: float = 0.7
     head_learning_rate: float = 1e-3
+    unfreeze_every: int = 0
+    warmup_fraction: float = 0.05
+    average: float = 0.0
     weight_decay: float = 1e-2
-    readout: str | None = None
     transform: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.retain not in RETENTION:
-            raise OptionError(f"retain is {self.retain!r}, but must be one of {RETENTION}")
-        for name in ("epochs", "patience", "batch_size"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}, but must be at least 1")
-        for name in ("learning_rate", "layer_decay", "head_learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise OptionError(f"{name} is {getattr(self, name)}, but must be positive")
-        for name in ("strength", "weight_decay", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise OptionError(f"{name} is {getattr(self, name)}, but must not be negative")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in (*known, *((None,) if name != "retain" else ())):
+                raise OptionError(f"{name} is {getattr(self, name)!r}, but must be one of {known}")
+        for name, (within, words) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None or (name == "strength" and value == "auto"):
+                continue
+            if isinstance(value, str) or not within(value):
+                raise OptionError(f"{name} is {value!r}, but {words}")
+
+    def implied_strategy(self) -> str:
+        """Return the strategy, or the one that the other options belong to."""
+        if self.strategy is not None:
+            return self.strategy
+        if self.features is not None:
+            return "features"
+        return "auto" if self.freeze is None and self.retain == "none" else "finetune"
+
+
+_CHOICES = {"strategy": STRATEGIES, "features": METHODS, "retain": RETENTION}
+_COUNT = (lambda value: value >= 1, "must be at least 1")
+_POSITIVE = (lambda value: 0 < value < math.inf, "must be positive")
+_NOT_NEGATIVE = (lambda value: 0 <= value < math.inf, "must not be negative")
+_PART = (lambda value: 0 <= value < 1, "must be in [0, 1)")
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    **dict.fromkeys(("epochs", "patience", "batch_size", "members", "hidden_dim"), _COUNT),
+    **dict.fromkeys(("learning_rate", "layer_decay", "head_learning_rate"), _POSITIVE),
+    **dict.fromkeys(("strength", "weight_decay", "seed", "unfreeze_every"), _NOT_NEGATIVE),
+    **dict.fromkeys(("warmup_fraction", "average"), _PART),
+}

@@ -17,11 +17,13 @@ from matxfer.files import (
     write_tensors,
 )
 from matxfer.model import Model, load_model
-from matxfer.nn.head import PropertyHead
+from matxfer.nn.ensemble import ReadoutEnsemble
+from matxfer.nn.plugin_head import PluginHead, source_outputs
 from matxfer.transfer.freezing import adaptable_copy, trainable_blocks
+from matxfer.transfer.uncertainty import Uncertainty
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -43,7 +45,7 @@ class Plugin:
     depth
         Number of frozen layers, shared with the base.
     head
-        Readout and scaler.
+        Layers it reads, readout and scaler.
     meta
         What ``plugin.json`` says besides: provenance, figures, retention, elements seen.
 
@@ -51,15 +53,18 @@ class Plugin:
     ----------
     backbone
         The base's first ``depth`` layers (the same memory) and layers of its own above them.
+    uncertainty
+        Spread, intervals and out-of-domain score of its predictions, once they are calibrated.
     """
 
     def __init__(
-        self, base: Model, depth: int, head: PropertyHead, meta: dict[str, Any] | None = None
+        self, base: Model, depth: int, head: PluginHead, meta: dict[str, Any] | None = None
     ) -> None:
         self.base = base
         self.depth = depth
         self.head = head
         self.meta = meta or {}
+        self.uncertainty: Uncertainty | None = None
         self.backbone = adaptable_copy(base.backbone, depth)
         self.folder: Path | None = None
 
@@ -85,11 +90,52 @@ class Plugin:
         first = self.depth if prefix is not None else 0
         return self.backbone.run(graphs, start, first, self.backbone.n_layers)
 
-    def changed_tensors(self) -> dict[str, Tensor]:
-        """Return the backbone's tensors that differ from the base's, by name."""
+    def nodes(
+        self,
+        graphs: GraphLike,
+        prefix: Features | None = None,
+        below: Mapping[int, Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Return the node features (N, F) of the layers that the head reads.
+
+        Parameters
+        ----------
+        prefix
+            Features after ``depth`` layers, if they are known.
+        below
+            With ``prefix``: node features of the frozen layers 0 … depth, by layer.
+        """
+        found = dict(below or {})
+        state, first = prefix, self.depth
+        if state is None:
+            state, first = self.backbone.embed(graphs), 0
+        found[first] = state.node
+        last = max(self.head.layers)  # nothing above it is of use
+        states = self.backbone.states(graphs, state, first, last)
+        found |= {k: state.node for k, state in enumerate(states, first + 1)}
+        return [found[k] for k in self.head.layers]
+
+    def values(self, graphs: GraphLike) -> NDArray[np.float64]:
+        """Return predictions in the property's unit, shape (B,), from the graphs alone."""
+        return predict_all(self.base, [self], graphs)[-1]
+
+    def delta(self) -> dict[str, Tensor]:
+        """Return how the backbone's changed tensors differ from the base's, in half precision."""
         base = self.base.backbone.state_dict()
         own = self.backbone.state_dict()
-        return {name: value for name, value in own.items() if not torch.equal(value, base[name])}
+        changed = {n: v - base[n] for n, v in own.items() if not torch.equal(v, base[n])}
+        return {name: change.half() for name, change in changed.items()}
+
+    def round(self) -> Plugin:
+        """Round the weights to what the files hold, so that a plugin read back is the same."""
+        own = self.backbone.state_dict()
+        base = self.base.backbone.state_dict()
+        with torch.no_grad():
+            for name, change in self.delta().items():
+                own[name].copy_(base[name] + change.float())
+            for value in self.head.readout.state_dict().values():
+                value.copy_(_kept(self.head, value).to(value.dtype))
+        return self
 
     def __repr__(self) -> str:
         return (
@@ -102,8 +148,13 @@ class Plugin:
         """Write ``plugin.safetensors`` (head and changed layers) and ``plugin.json``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"head.{k}": v for k, v in self.head.state_dict().items()}
-        tensors |= {f"backbone.{k}": v for k, v in self.changed_tensors().items()}
+        self.round()
+        readout = self.head.readout.state_dict()
+        tensors = {f"head.readout.{k}": _kept(self.head, v) for k, v in readout.items()}
+        tensors |= {f"head.scaler.{k}": v for k, v in self.head.scaler.state_dict().items()}
+        tensors |= {f"delta.{k}": v for k, v in self.delta().items()}
+        if self.uncertainty is not None:
+            tensors |= {f"uncertainty.{k}": v for k, v in self.uncertainty.state_dict().items()}
         write_tensors(folder / _WEIGHTS, tensors)
         prop = self.head.prop
         self.meta = {
@@ -120,6 +171,7 @@ class Plugin:
                 "element_references": bool(self.head.scaler.reference.any()),
             },
             "head": self.head.to_json(),
+            "uncertainty": self.uncertainty and self.uncertainty.to_json(),
             **{k: v for k, v in self.meta.items() if k not in _DERIVED},
         }
         write_json(folder / _META, self.meta)
@@ -136,7 +188,13 @@ _DERIVED = (
     "transform",
     "scaler",
     "head",
+    "uncertainty",
 )
+
+
+def _kept(head: PluginHead, value: Tensor) -> Tensor:
+    """Return an array of a readout as the file holds it; a kernel's sums need all their digits."""
+    return value.half() if isinstance(head.readout, ReadoutEnsemble) else value
 
 
 def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
@@ -158,21 +216,35 @@ def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
                 "with the model it was trained on, or fine-tune again"
             )
         with torch.random.fork_rng(devices=[]):  # loading must not disturb the caller's seeds
-            head = PropertyHead.from_json(meta["head"], base.backbone.node_dim)
+            head = PluginHead.from_json(meta["head"])
+            uncertainty = meta["uncertainty"] and Uncertainty.from_json(meta["uncertainty"])
         plugin = Plugin(base, int(meta["frozen_depth"]), head, meta)
         tensors = read_tensors(folder / _WEIGHTS)
-        head.load_state_dict(_under("head.", tensors))
-        changed = _under("backbone.", tensors)
+        stored = _under("head.", tensors)
+        head.load_state_dict(
+            {k: v.float() if v.dtype == torch.half else v for k, v in stored.items()}
+        )
+        delta = _under("delta.", tensors)
         allowed = {
             f"{name}.{key}"
             for name, block in trainable_blocks(plugin.backbone, plugin.depth)
             for key in block.state_dict()
         }
-        renamed = {_block_name(key): key for key in changed}
-        foreign = {key for key in tensors if not key.startswith(("head.", "backbone."))}
+        renamed = {_block_name(key): key for key in delta}
+        known = ("head.", "delta.", "uncertainty.")
+        foreign = {key for key in tensors if not key.startswith(known)}
         if unknown := sorted(set(renamed) - allowed | foreign):
             raise ValueError(f"{unknown[0]} does not belong to the head or a trainable layer")
-        plugin.backbone.load_state_dict(changed, strict=False)
+        if outside := set(head.layers) - set(range(base.backbone.n_layers + 1)):
+            raise ValueError(f"the head reads layer {min(outside)}, which is not there")
+        own = plugin.backbone.state_dict()
+        for name, change in delta.items():
+            if change.shape != own[name].shape:
+                raise ValueError(f"size mismatch for {name}")
+            own[name].copy_(own[name] + change.float())
+        if uncertainty:
+            uncertainty.load_state_dict(_under("uncertainty.", tensors))
+            plugin.uncertainty = uncertainty
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         if isinstance(error, FormatError):
             raise
@@ -218,15 +290,64 @@ def predict_all(
         First the model's properties in their order, then one array per plugin.
     """
     plugins = list(plugins)
+    values, states = _pass(model, plugins, graphs)
+    for plugin, (nodes, source) in zip(plugins, states, strict=True):
+        values.append(plugin.head.values(nodes, graphs, source))
+    return values
+
+
+def predict_columns(
+    model: Model, plugins: Iterable[Plugin], graphs: GraphLike
+) -> dict[str, NDArray[np.float64]]:
+    """Predict as :func:`predict_all`, with spread, interval and out-of-domain score, by column."""
+    plugins = list(plugins)
+    values, states = _pass(model, plugins, graphs)
+    columns = dict(zip(model.heads, values, strict=True))
+    names = prediction_columns(model, plugins)
+    for plugin, (nodes, source), own in zip(plugins, states, names, strict=True):
+        head = plugin.head
+        inputs = head.inputs(nodes, graphs)
+        fitted = head.fitted(inputs, graphs, source).detach().double()
+        columns[own[0]] = head.scaler.to_unit(fitted.mean(0).cpu().numpy())
+        if plugin.uncertainty is not None:
+            found = plugin.uncertainty.of(head, nodes, inputs, fitted, graphs)
+            columns |= dict(zip(own[1:], found, strict=True))
+    return columns
+
+
+def prediction_columns(model: Model, plugins: Iterable[Plugin]) -> list[list[str]]:
+    """Return the columns of each plugin: value, spread, bounds of the interval, domain score.
+
+    With a single plugin the score is called ``ood``, with several it bears the property's name.
+    """
+    plugins = list(plugins)
+    columns = []
+    for plugin, name in zip(plugins, column_names(model, plugins), strict=True):
+        score = "ood" if len(plugins) == 1 else f"{name}_ood"
+        calibrated = [f"{name}_std", f"{name}_lo", f"{name}_hi", score]
+        columns.append([name, *(calibrated if plugin.uncertainty is not None else [])])
+    return columns
+
+
+def _pass(
+    model: Model, plugins: list[Plugin], graphs: GraphLike
+) -> tuple[list[NDArray[np.float64]], list[tuple[list[Tensor], Tensor | None]]]:
+    """Run the base once; return its values, and each plugin's node features and source value."""
     backbone = model.backbone
     state = backbone.embed(graphs)
-    adapted: dict[int, Features] = {}
-    for depth in range(backbone.n_layers + 1):
-        for k, plugin in enumerate(plugins):
-            if plugin.depth == depth:
-                adapted[k] = plugin.features(graphs, state if depth > 0 else None)
-        if depth < backbone.n_layers:
-            state = backbone.run(graphs, state, depth, depth + 1)
-    values = list(model.predict_features(state, graphs).values())
-    values += [p.head.values(adapted[k].node, graphs) for k, p in enumerate(plugins)]
-    return values
+    nodes, prefixes = {0: state.node}, {0: state}
+    depths = {plugin.depth for plugin in plugins}
+    for k, later in enumerate(backbone.states(graphs, state, 0, backbone.n_layers), 1):
+        state = later
+        nodes[k] = state.node
+        if k in depths:
+            prefixes[k] = state
+    sources: dict[str, Tensor] = {}
+    if any(plugin.head.source for plugin in plugins):
+        sources = source_outputs(model.heads, state.node, graphs)
+    found = []
+    for plugin in plugins:
+        prefix = prefixes[plugin.depth] if plugin.depth else None  # K = 0: an embedding of its own
+        below = {k: nodes[k] for k in range(plugin.depth + 1)} if plugin.depth else None
+        found.append((plugin.nodes(graphs, prefix, below), sources.get(plugin.head.source or "")))
+    return list(model.predict_features(state, graphs).values()), found

@@ -1,0 +1,146 @@
+"""The head of a plugin: layers it reads, readout, scaler, and the source prediction it starts from.
+
+value = inverse transform of (source + mean + std · output + Σ_Z x_Z r_Z), with the base model's own
+prediction of a like property as ``source`` where it has one: what is learned is the difference
+between the two, which is smaller and simpler than the value (Δ-learning, Ramakrishnan et al.,
+JCTC 11, 2087 (2015)).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from matxfer.data.properties import Property
+from matxfer.nn.ensemble import ReadoutEnsemble, normalised_layers, readout_inputs
+from matxfer.nn.feature_readout import FeatureReadout
+from matxfer.nn.scaling import TargetScaler
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from matxfer.data.batch import GraphLike
+    from matxfer.nn.head import PropertyHead
+
+
+class PluginHead(nn.Module):
+    """Readout of one property from several layers.
+
+    Parameters
+    ----------
+    prop
+        The property predicted.
+    layers
+        Which states of the network are read: 0 is the embedding, k what layer k - 1 returns.
+    readout
+        What maps the joined layers to outputs.
+    source
+        Property of the base model whose prediction is added, if any.
+    """
+
+    def __init__(
+        self,
+        prop: Property,
+        layers: Sequence[int],
+        readout: ReadoutEnsemble | FeatureReadout,
+        source: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.prop, self.layers, self.source = prop, tuple(layers), source
+        self.readout = readout
+        self.scaler = TargetScaler(prop.transform)
+
+    def inputs(self, nodes: Sequence[Tensor], graphs: GraphLike) -> Tensor:
+        """Return what the readout reads, from the node features (N, F) of its layers."""
+        kind: str = self.readout.kind
+        return readout_inputs(kind, normalised_layers(nodes), graphs)
+
+    def forward(self, inputs: Tensor, graphs: GraphLike) -> Tensor:
+        """Return the normalised outputs of all members, (M, B)."""
+        output: Tensor = self.readout(inputs, graphs)
+        return output
+
+    def fitted(self, inputs: Tensor, graphs: GraphLike, source: Tensor | None) -> Tensor:
+        """Return the members' predictions on the fitted scale, (M, B)."""
+        offset = self.scaler.offset(graphs)
+        if self.source is not None:
+            assert source is not None, f"the head starts from the base's {self.source}"
+            offset = offset + source
+        fitted: Tensor = offset + self.scaler.std * self(inputs, graphs)
+        return fitted
+
+    def values(
+        self, nodes: Sequence[Tensor], graphs: GraphLike, source: Tensor | None = None
+    ) -> NDArray[np.float64]:
+        """Return values in the property's unit, shape (B,).
+
+        Parameters
+        ----------
+        nodes
+            Node features (N, F) of :attr:`layers`, in that order.
+        source
+            The base model's prediction of :attr:`source` on its fitted scale, (B,).
+        """
+        fitted = self.fitted(self.inputs(nodes, graphs), graphs, source).mean(0)
+        return self.scaler.to_unit(fitted.detach().double().cpu().numpy())
+
+    @property
+    def is_mean_over_atoms(self) -> bool:
+        """Whether the value, less the source prediction, is a mean of contributions per atom."""
+        return self.readout.kind == "atomwise" and self.prop.transform == "identity"
+
+    def per_node(self, nodes: Sequence[Tensor], graphs: GraphLike) -> Tensor:
+        """Return contributions whose weighted mean is the value less the source prediction, (N,).
+
+        Raises
+        ------
+        ValueError
+            If the readout is not a mean over atoms, or the transform is not linear.
+        """
+        if not self.is_mean_over_atoms:
+            raise ValueError(f"{self.prop.name} is not a mean over atoms")
+        assert isinstance(self.readout, ReadoutEnsemble)
+        own = self.readout.per_node(normalised_layers(nodes))
+        each: Tensor = self.scaler.mean + self.scaler.std * own + self.scaler.reference[graphs.z]
+        return each
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is needed to build the head again, as JSON."""
+        return {
+            "property": self.prop.to_json(),
+            "layers": list(self.layers),
+            "source": self.source,
+            "readout": self.readout.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> PluginHead:
+        """Build the head that :meth:`to_json` described."""
+        options = data["readout"]
+        make = FeatureReadout if "method" in options else ReadoutEnsemble
+        prop = Property.from_json(data["property"])
+        return cls(prop, data["layers"], make(**options), data["source"])
+
+
+def like_source(prop: Property, heads: Mapping[str, PropertyHead]) -> str | None:
+    """Return the source property that a new one can start from: the same, or a like energy."""
+    for name, head in heads.items():
+        if head.prop.transform != prop.transform:
+            continue
+        if name == prop.name or (prop.per_atom_energy and head.prop.per_atom_energy):
+            return name
+    return None
+
+
+def source_outputs(
+    heads: Mapping[str, PropertyHead], node: Tensor, graphs: GraphLike
+) -> dict[str, Tensor]:
+    """Return every source prediction on its fitted scale, (B,), from last-layer features."""
+    with torch.no_grad():
+        return {n: h.scaler.fitted(h(node, graphs), graphs) for n, h in heads.items()}

@@ -1,0 +1,100 @@
+"""What the command says and reads: lines, counters and small values of options."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from matxfer.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def say(text: str) -> None:
+    """Write a line on standard error."""
+    typer.echo(text, err=True)
+
+
+def print_json(data: dict[str, Any]) -> None:
+    """Write one JSON object."""
+    typer.echo(json.dumps(data, ensure_ascii=False))
+
+
+def say_trial(trial: Any) -> None:
+    """Say what ``auto`` tried and how good it was."""
+    say(f"{trial.facts['seconds']:6.1f} s  validation MAE {trial.error:.4g}  {trial.label}")
+
+
+def integers(option: str, text: str) -> list[int]:
+    """Read numbers with commas between them."""
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise OptionError(f"{option} {text!r}: write numbers with commas, such as 2,4") from None
+
+
+def strength_of(text: str) -> float | str:
+    """Read a strength: a number, or ``auto``."""
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise OptionError(f"--strength {text!r}: write a number or auto") from None
+
+
+def condition(text: str) -> tuple[str, str]:
+    """Read COLUMN=VALUE."""
+    column, equals, value = text.partition("=")
+    if not equals:
+        raise OptionError(f"--where {text!r}: write COLUMN=VALUE")
+    return column.strip(), value.strip()
+
+
+def figures_line(figures: dict[str, Any]) -> str:
+    """Return errors as one line."""
+    if not figures["n"]:
+        return "no rows to compare"
+    unit = f" {figures['unit']}" if figures["unit"] else ""
+    r2 = "–" if figures["r2"] is None else f"{figures['r2']:.4f}"
+    line = f"MAE {figures['mae']:.4g}{unit}  RMSE {figures['rmse']:.4g}{unit}  R² {r2}"
+    extra = "".join(f"  {k} {v:.4g}" for k, v in figures.items() if k.startswith("mae_log"))
+    return f"{line}  n {figures['n']}{extra}"
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Say warnings without the line of code that they come from."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: say(str(message))
+        yield
+
+
+@contextmanager
+def counter_on_terminal(what: str) -> Iterator[Callable[[int], None]]:
+    """Show a counter on stderr if a person is looking at it."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description} {task.completed:,.0f}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda count: progress.advance(task, count)
+
+
+def counted(rows: Iterator[Any], advance: Callable[[int], None]) -> Iterator[Any]:
+    """Pass rows on, counting them."""
+    for row in rows:
+        advance(1)
+        yield row

@@ -1,0 +1,167 @@
+"""The sage: a simple model of scikit-learn on the fingerprints of a frozen network.
+
+A fingerprint is mean, spread, maximum and minimum of the layers' features over the atoms, reduced
+to its principal components. Widths, penalties and the like are chosen on the validation rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from matxfer.errors import OptionError
+from matxfer.nn.feature_readout import FeatureReadout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Floats = NDArray[np.float64]
+
+METHODS = ("ridge", "kernel_ridge", "gaussian_process", "forest")
+#: Principal components kept.
+COMPONENTS = 48
+#: Above so many rows a Gaussian process' many factorisations take minutes.
+GAUSSIAN_PROCESS_ROWS = 2000
+
+_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_GAMMAS = (0.003, 0.01, 0.03, 0.1, 0.3)
+_TREES, _LEAF = 64, 3
+
+
+def fit_features(
+    method: str,
+    inputs: Tensor,
+    targets: Floats,
+    train: NDArray[np.int64],
+    val: NDArray[np.int64],
+    seed: int = 0,
+) -> FeatureReadout:
+    """Fit a simple model; of its settings the one of the smallest validation error.
+
+    Parameters
+    ----------
+    method
+        See :data:`METHODS`.
+    inputs
+        Fingerprints (G, D) of all rows, not yet reduced.
+    targets
+        Normalised targets (G,).
+    train, val
+        Rows to fit to and to choose on.
+    seed
+        Of the forest.
+
+    Raises
+    ------
+    ValueError
+        If there is no such method, or too many rows for it.
+    """
+    if method not in METHODS:
+        raise OptionError(f"features are {method!r}, but must be one of {METHODS}")
+    if method == "gaussian_process" and len(train) > GAUSSIAN_PROCESS_ROWS:
+        raise OptionError(
+            f"a Gaussian process on {len(train)} rows takes minutes (limit "
+            f"{GAUSSIAN_PROCESS_ROWS}); use kernel_ridge, its equal without the marginal likelihood"
+        )
+    centre, project = _principal(inputs[torch.from_numpy(train)].double().numpy())
+    x = (inputs.double().numpy() - centre) @ project
+    fits = {"ridge": _ridge, "kernel_ridge": _kernel_ridge, "forest": _forest}
+    fit: Callable[..., Iterator[tuple[str, dict[str, Any]]]] = fits.get(method, _gaussian_process)
+    best, chosen = np.inf, None
+    rows = inputs[torch.from_numpy(val)]
+    for kind, arrays in fit(x[train], targets[train], seed):
+        arrays |= {"centre": centre, "project": project}
+        readout = FeatureReadout.of_arrays(kind, {n: _tensor(a) for n, a in arrays.items()})
+        predicted = readout(rows, None).mean(0).double().numpy()
+        error = float(np.abs(predicted - targets[val]).mean())
+        if chosen is None or error < best:
+            best, chosen = error, readout
+    assert chosen is not None
+    return chosen
+
+
+def _principal(x: Floats) -> tuple[Floats, Floats]:
+    """Return centre (D,) and axes (D, d), scaled so that components have a mean square of 1."""
+    from sklearn.decomposition import PCA
+
+    # Each feature counts alike: a constant one would be noise blown up, so it is left out.
+    spread = x.std(axis=0)
+    weight = np.where(spread > 1e-6, 1 / np.maximum(spread, 1e-6), 0.0)
+    size = max(min(COMPONENTS, len(x) - 1, x.shape[1]), 1)
+    pca = PCA(size, svd_solver="covariance_eigh" if len(x) > x.shape[1] else "full")
+    pca.fit((x - x.mean(axis=0)) * weight)
+    total = np.sqrt(max(float(pca.explained_variance_.mean()), 1e-12))
+    return x.mean(axis=0), (pca.components_ * weight).T / total
+
+
+def _tensor(array: Any) -> Tensor:
+    tensor = torch.as_tensor(np.ascontiguousarray(array))
+    return tensor.int() if not tensor.is_floating_point() else tensor.float()
+
+
+def _ridge(x: Floats, y: Floats, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:  # noqa: ARG001
+    from sklearn.linear_model import Ridge
+
+    for penalty in _PENALTIES:
+        model = Ridge(alpha=penalty * len(x)).fit(x, y)
+        yield "linear", {"weight": model.coef_, "bias": np.array(model.intercept_)}
+
+
+def _kernel_ridge(x: Floats, y: Floats, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:  # noqa: ARG001
+    from sklearn.kernel_ridge import KernelRidge
+
+    few = len(x) > GAUSSIAN_PROCESS_ROWS
+    for gamma in _GAMMAS[1:4:2] if few else _GAMMAS:
+        for penalty in _PENALTIES[1:5:2] if few else _PENALTIES[:-1]:
+            model = KernelRidge(alpha=penalty, kernel="rbf", gamma=gamma).fit(x, y - y.mean())
+            yield "kernel", _kernel(x, model.dual_coef_, gamma, y.mean())
+
+
+def _gaussian_process(
+    x: Floats,
+    y: Floats,
+    seed: int,  # noqa: ARG001
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+    kernel = ConstantKernel(1.0) * RBF(4.0) + WhiteKernel(0.05)
+    model = GaussianProcessRegressor(kernel).fit(x, y - y.mean())
+    found = model.kernel_.k1
+    gamma = 0.5 / found.k2.length_scale**2
+    yield "kernel", _kernel(x, model.alpha_ * found.k1.constant_value, gamma, y.mean())
+
+
+def _kernel(points: Floats, dual: Floats, gamma: float, bias: float) -> dict[str, Any]:
+    return {
+        "points": points,
+        "dual": dual,
+        "gamma": np.array(gamma, dtype=float),
+        "bias": np.array(bias, dtype=float),
+    }
+
+
+def _forest(x: Floats, y: Floats, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    from sklearn.ensemble import RandomForestRegressor
+
+    model = RandomForestRegressor(
+        _TREES, min_samples_leaf=_LEAF, max_features=1 / 3, random_state=seed
+    )
+    trees = [estimator.tree_ for estimator in model.fit(x, y).estimators_]
+    size = max(tree.node_count for tree in trees)
+    arrays = {name: np.zeros((len(trees), size)) for name in ("threshold", "value")}
+    arrays |= {n: np.zeros((len(trees), size), dtype=int) for n in ("feature", "left", "right")}
+    for k, tree in enumerate(trees):
+        own, leaf = np.arange(tree.node_count), tree.children_left < 0
+        arrays["threshold"][k, own] = tree.threshold
+        arrays["value"][k, own] = tree.value[:, 0, 0]
+        arrays["feature"][k, own] = np.where(leaf, 0, tree.feature)
+        # A leaf is its own child, so that all trees can be walked together.
+        arrays["left"][k, own] = np.where(leaf, own, tree.children_left)
+        arrays["right"][k, own] = np.where(leaf, own, tree.children_right)
+    yield "forest", arrays

@@ -1,0 +1,245 @@
+"""The strategies: how a plugin comes about, and how ``auto`` chooses among them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import lightning as L  # noqa: N812 - its documented alias
+import numpy as np
+
+from matxfer.nn.ensemble import ReadoutEnsemble, normalised_layers, readout_inputs
+from matxfer.nn.feature_readout import FeatureReadout
+from matxfer.nn.network import EdgeGatedNetwork
+from matxfer.transfer.features import GAUSSIAN_PROCESS_ROWS, fit_features
+from matxfer.transfer.freezing import check_depth
+from matxfer.transfer.plugin import Plugin
+from matxfer.transfer.retention import Retention
+from matxfer.transfer.training import train_plugin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import torch
+
+    from matxfer.nn.plugin_head import PluginHead
+    from matxfer.transfer.config import FinetuneConfig
+    from matxfer.transfer.retention import SourceData
+    from matxfer.transfer.task import Task
+
+#: ``auto`` keeps the strongest retention whose validation error is within this of the best.
+TOLERANCE = 0.02
+#: Strengths that ``strength="auto"`` tries, the strongest first.
+STRENGTHS = (10.0, 1.0, 0.1, 0.01, 0.0)
+#: ``auto`` does not train layers where even one epoch of them would take longer than this.
+SLOW_EPOCH_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """A plugin that was tried.
+
+    Attributes
+    ----------
+    plugin
+        With its best weights, rounded as in a file.
+    config
+        What it was made with, every choice spelled out.
+    error
+        Mean absolute error on the validation rows, in the property's unit.
+    facts
+        Seconds, best epoch and the like.
+    """
+
+    plugin: Plugin
+    config: FinetuneConfig
+    error: float
+    facts: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """Say in a few words what was tried."""
+        config, head = self.config, self.plugin.head
+        read = ",".join(map(str, head.layers))
+        if config.strategy == "features":
+            return f"features, {config.features or 'kernel_ridge'}, layers {read}"
+        held = "" if config.retain == "none" else f", {config.retain} {config.strength}"
+        start = f", from {head.source}" if head.source else ""
+        return (
+            f"{config.strategy}, {self.plugin.depth} frozen, {head.readout.kind}, "
+            f"layers {read}{start}{held}"
+        )
+
+
+def run_strategy(task: Task, config: FinetuneConfig, source: SourceData | None = None) -> Trial:
+    """Make a plugin by one strategy; ``auto`` is :func:`choose`.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range.
+    """
+    if config.strategy != "scratch" and config.strength == "auto":
+        return _strongest(task, config, source)
+    L.seed_everything(config.seed, verbose=False)
+    started = time.monotonic()
+    if config.strategy == "features":
+        plugin, facts = _features(task, config)
+    elif config.strategy == "scratch":
+        plugin, facts = _scratch(task, config)
+    else:
+        plugin, facts = _finetune(task, config, source)
+    plugin.eval().round()
+    predicted = predict_rows(task, plugin, "val")
+    error = float(np.abs(predicted - task.values[task.parts["val"]]).mean())
+    facts["seconds"] = round(time.monotonic() - started, 3)
+    return Trial(plugin, config, error, facts)
+
+
+def _strongest(task: Task, config: FinetuneConfig, source: SourceData | None) -> Trial:
+    """Return the trial of the strongest retention that costs next to nothing."""
+    strengths = STRENGTHS if _retains(task, config) else STRENGTHS[-1:]
+    trials = [run_strategy(task, replace(config, strength=s), source) for s in strengths]
+    limit = min(trial.error for trial in trials) * (1 + TOLERANCE)
+    chosen = next(trial for trial in trials if trial.error <= limit)
+    tried = {str(t.config.strength): t.error for t in trials}
+    return replace(chosen, facts=chosen.facts | {"val_mae_by_strength": tried})
+
+
+def _depth(task: Task, config: FinetuneConfig) -> int:
+    last = task.base.backbone.n_layers
+    if config.freeze is not None:
+        return config.freeze
+    return last if config.retain == "none" else last // 2
+
+
+def _retains(task: Task, config: FinetuneConfig) -> bool:
+    """Say whether there are layers to hold back, and a way to do it."""
+    trained = _depth(task, config) < task.base.backbone.n_layers
+    return config.strategy == "finetune" and config.retain != "none" and trained
+
+
+def choose(
+    task: Task,
+    config: FinetuneConfig,
+    source: SourceData | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
+) -> tuple[Trial, list[Trial]]:
+    """Try strategies from the cheapest to the dearest; return the best and all.
+
+    Options that were given (a frozen depth, a readout, a retention …) are kept in all trials. The
+    choice looks at validation rows alone.
+    """
+    trials: list[Trial] = []
+
+    def attempt(candidate: FinetuneConfig) -> None:
+        trials.append(run_strategy(task, candidate, source))
+        if on_trial is not None:
+            on_trial(trials[-1])
+
+    last = task.base.backbone.n_layers
+    if config.freeze in (None, last):
+        for candidate in _on_frozen_layers(task, config):
+            attempt(candidate)
+    if config.freeze != last and _layers_are_affordable(task, config):
+        tuned = [t for t in trials if t.config.strategy == "finetune"]
+        readout = min(tuned, key=lambda t: t.error).config.readout if tuned else config.readout
+        depth = last // 2 if config.freeze is None else config.freeze
+        # Held by default: it costs next to nothing, and the layers stay of use to the source.
+        held = "ewc" if config.retain == "none" and task.base.has_fisher else config.retain
+        attempt(replace(config, strategy="finetune", freeze=depth, readout=readout, retain=held))
+    return min(trials, key=lambda trial: trial.error), trials
+
+
+def _on_frozen_layers(task: Task, config: FinetuneConfig) -> Iterator[FinetuneConfig]:
+    """Yield what ``auto`` tries with all layers frozen, in seconds."""
+    last = task.base.backbone.n_layers
+    every, tuned = tuple(range(last + 1)), replace(config, strategy="finetune", freeze=last)
+    kinds = [config.readout] if config.readout else [task.readout_kind(config), "extrema"]
+    for kind in kinds:
+        yield replace(tuned, readout=kind)
+    if config.layers is None:
+        yield replace(tuned, readout=kinds[0], layers=(last,))
+    simple = replace(config, strategy="features")
+    for layers in [config.layers] if config.layers else [every, (last,)]:
+        yield replace(simple, features="kernel_ridge", layers=layers)
+    if len(task.parts["train"]) <= GAUSSIAN_PROCESS_ROWS:
+        yield replace(simple, features="gaussian_process")
+
+
+def _layers_are_affordable(task: Task, config: FinetuneConfig) -> bool:
+    """Guess from the number of edges whether an epoch of training layers is short."""
+    if config.freeze is not None:
+        return True  # it was asked for
+    edges = int(task.graphs.edges_per_graph[task.parts["train"]].sum())
+    return edges * 2e-5 < SLOW_EPOCH_S
+
+
+def _finetune(
+    task: Task, config: FinetuneConfig, source: SourceData | None
+) -> tuple[Plugin, dict[str, Any]]:
+    depth = check_depth(task.base.backbone, _depth(task, config))
+    head = _readout_head(task, config, task.source(config))
+    plugin = Plugin(task.base, depth, head)
+    retention = None
+    if _retains(task, config):
+        retention = Retention(plugin, config, len(task.parts["train"]), source)
+    targets = task.targets(head.scaler, head.source)
+    fit = train_plugin(task, plugin, targets, config, retention)
+    facts = {"best_epoch": fit.epoch, "seconds_per_epoch": fit.seconds_per_epoch}
+    return plugin, facts
+
+
+def _scratch(task: Task, config: FinetuneConfig) -> tuple[Plugin, dict[str, Any]]:
+    """Train the whole network from random weights: one rate for all layers, nothing retained."""
+    head = _readout_head(task, config, None)
+    plugin = Plugin(task.base, 0, head)
+    fresh = EdgeGatedNetwork.from_config(task.base.backbone.config())
+    plugin.backbone.load_state_dict(fresh.state_dict())
+    own = replace(config, retain="none", layer_decay=1.0, learning_rate=config.head_learning_rate)
+    fit = train_plugin(task, plugin, task.targets(head.scaler, None), own)
+    facts = {"best_epoch": fit.epoch, "seconds_per_epoch": fit.seconds_per_epoch}
+    return plugin, facts
+
+
+def _readout_head(task: Task, config: FinetuneConfig, source: str | None) -> PluginHead:
+    layers = task.layers(config)
+    readout = ReadoutEnsemble(
+        task.readout_kind(config),
+        task.base.backbone.node_dim * len(layers),
+        config.hidden_dim,
+        config.members,
+    )
+    return task.head(layers, readout, source)
+
+
+def _features(task: Task, config: FinetuneConfig) -> tuple[Plugin, dict[str, Any]]:
+    layers, source = task.layers(config), task.source(config)
+    scaler = task.scaler(source)
+    targets = task.targets(scaler, source).astype(np.float64)
+    inputs = fingerprints(task, layers)
+    readout = fit_features(
+        config.features or "kernel_ridge",
+        inputs,
+        targets,
+        task.parts["train"],
+        task.parts["val"],
+        config.seed,
+    )
+    plugin = Plugin(task.base, task.base.backbone.n_layers, task.head(layers, readout, source))
+    return plugin, {}
+
+
+def fingerprints(task: Task, layers: tuple[int, ...]) -> torch.Tensor:
+    """Return the fingerprints of all rows of a task, (G, 4·S·F)."""
+    graphs = task.graphs.batch(np.arange(len(task.graphs)), with_edges=False)
+    nodes = [task.activations.node(k) for k in layers]
+    return readout_inputs(FeatureReadout.kind, normalised_layers(nodes), graphs)
+
+
+def predict_rows(task: Task, plugin: Plugin, part: str) -> Any:
+    """Return a plugin's predictions for a part, in the property's unit."""
+    from matxfer.transfer.report import outputs_of
+
+    return outputs_of(task, plugin, task.parts[part]).values

@@ -1,0 +1,154 @@
+"""A fine-tuning task: rows of a table, their graphs, what the frozen base makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from matxfer.data.properties import property_of
+from matxfer.data.table import TableError
+from matxfer.nn.head import default_readout
+from matxfer.nn.plugin_head import PluginHead, like_source
+from matxfer.nn.scaling import TargetScaler
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from matxfer.data.packed import PackedGraphs
+    from matxfer.data.properties import Property
+    from matxfer.data.table import PropertyTable
+    from matxfer.model import Model
+    from matxfer.nn.ensemble import ReadoutEnsemble
+    from matxfer.nn.feature_readout import FeatureReadout
+    from matxfer.transfer.activations import Activations
+    from matxfer.transfer.config import FinetuneConfig
+
+#: Fewer usable training rows than this are no basis for a model.
+FEWEST_ROWS = 10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """What all strategies work on.
+
+    Attributes
+    ----------
+    base, graphs, activations
+        The base model, the graphs of the table's rows, and what the one makes of the other.
+    prop
+        The property.
+    values
+        In the property's unit, (G,); NaN where there is none.
+    parts
+        Rows of ``train``, ``val`` and ``test`` that have a graph and a value.
+    excluded
+        How many rows were left out for which reason.
+    """
+
+    base: Model
+    graphs: PackedGraphs
+    activations: Activations
+    prop: Property
+    values: NDArray[np.float64]
+    parts: dict[str, NDArray[np.int64]]
+    excluded: dict[str, int]
+
+    def layers(self, config: FinetuneConfig) -> tuple[int, ...]:
+        """Return the layers that a readout reads."""
+        every = tuple(range(self.base.backbone.n_layers + 1))
+        if config.layers is None:
+            return every
+        if not config.layers or not set(config.layers) <= set(every):
+            raise TableError(f"layers are {list(config.layers)}, but must be among {list(every)}")
+        return tuple(sorted(set(config.layers)))
+
+    def readout_kind(self, config: FinetuneConfig) -> str:
+        """Return the kind of readout: the one asked for, else that of the property."""
+        return config.readout or default_readout(self.prop)
+
+    def source(self, config: FinetuneConfig) -> str | None:
+        """Return the source property whose prediction is the start, if there is one."""
+        return like_source(self.prop, self.base.heads) if config.difference else None
+
+    def offset(self, source: str | None) -> NDArray[np.float64] | None:
+        """Return the source predictions of all rows on the fitted scale, (G,)."""
+        return None if source is None else self.activations.source(source)
+
+    def head(
+        self,
+        layers: tuple[int, ...],
+        readout: ReadoutEnsemble | FeatureReadout,
+        source: str | None,
+    ) -> PluginHead:
+        """Return a head with its scaler fitted to the training rows."""
+        head = PluginHead(self.prop, layers, readout, source)
+        head.scaler = self.scaler(source)
+        return head
+
+    def scaler(self, source: str | None) -> TargetScaler:
+        """Fit a scaler to the training rows."""
+        rows, offset = self.parts["train"], self.offset(source)
+        known = None if offset is None else offset[rows]
+        return TargetScaler.fit(self.prop, self.values[rows], self.graphs.select(rows), known)
+
+    def targets(self, scaler: TargetScaler, source: str | None) -> NDArray[np.float32]:
+        """Return normalised targets of all rows, (G,); NaN where there is none."""
+        return scaler.normalised(self.values, self.graphs, self.offset(source))
+
+
+def make_task(
+    base: Model,
+    data: PropertyTable,
+    target: str,
+    graphs: PackedGraphs,
+    activations: Activations,
+    transform: str | None,
+) -> Task:
+    """Sort the rows of a table: what can be used, what is left out and why.
+
+    Raises
+    ------
+    TableError
+        If too few rows can be used, or all training values are equal.
+    """
+    prop = property_of(target)
+    if transform is not None:
+        prop = replace(prop, transform=transform)
+    values = data.values[target]
+    foreign = graphs.has_elements_outside(base.elements)
+    no_graph, no_value = graphs.nodes_per_graph == 0, ~np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        fitted = TargetScaler(prop.transform).normalised(values, graphs)
+    outside = ~np.isfinite(fitted) & ~no_value
+    excluded = {
+        "unreadable structure": int(no_graph.sum()),
+        "no value": int((no_value & ~no_graph).sum()),
+        "element unknown to the model": int((foreign & ~no_value).sum()),
+        "outside the transform's domain": int((outside & ~foreign & ~no_graph).sum()),
+    }
+    usable = ~(foreign | no_graph | no_value)
+    parts = {p: np.flatnonzero((data.split == p) & usable) for p in ("train", "val", "test")}
+    for part in ("train", "val"):  # a test row outside the domain is a wrong prediction
+        parts[part] = parts[part][~outside[parts[part]]]
+    excluded = {reason: count for reason, count in excluded.items() if count}
+    for part, least in (("train", FEWEST_ROWS), ("val", 1)):
+        if len(parts[part]) < least:
+            raise TableError(
+                f"{data.source}: {len(parts[part])} usable row(s) in {part!r}, but at least "
+                f"{least} are needed; check the split column, the structures, the target values "
+                f"and their transform{_told(excluded)}"
+            )
+    train = values[parts["train"]]
+    if np.ptp(train) == 0:
+        raise TableError(
+            f"{data.source}: column {target!r} is {train[0]:g} in all training rows; there is "
+            "nothing to learn from a constant"
+        )
+    return Task(base, graphs, activations, prop, values, parts, excluded)
+
+
+def _told(excluded: dict[str, int]) -> str:
+    told = ", ".join(f"{count} {reason}" for reason, count in excluded.items())
+    return f" (left out: {told})" if told else ""
