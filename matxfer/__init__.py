@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from matxfer.prediction import predict
     from matxfer.pyg import CrystalGraph
     from matxfer.transfer.config import FinetuneConfig
+    from matxfer.transfer.ewc_callback import EWC
     from matxfer.transfer.finetune import finetune
     from matxfer.transfer.plugin import Plugin, load_plugin
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "EWC": "matxfer.transfer.ewc_callback",
     "Backbone": "matxfer.nn.backbone",
     "Crystal": "matxfer.crystal",
     "CrystalError": "matxfer.crystal",
@@ -44,6 +46,7 @@ _HOME = {
 }
 
 __all__ = [
+    "EWC",
     "Backbone",
     "Crystal",
     "CrystalError",

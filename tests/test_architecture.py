@@ -32,6 +32,7 @@ TRAINING = {
     "matxfer.pretraining.callbacks",
     "matxfer.pretraining.module",
     "matxfer.pretraining.run",
+    "matxfer.transfer.ewc_callback",
     "matxfer.transfer.finetune",
     "matxfer.transfer.strategies",
     "matxfer.transfer.training",

@@ -19,6 +19,8 @@ from torch import nn
 from matxfer.errors import OptionError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 #: The floor, as a share of the mean Fisher information of the anchored weights.
@@ -81,3 +83,9 @@ class EWCPenalty(nn.Module):
             distance = parameter - getattr(self, f"anchor_{k}")
             total = total.to(distance) + (getattr(self, f"stiffness_{k}") * distance.square()).sum()
         return self.scale * total
+
+    def gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yield each anchored weight with the gradient of the penalty, in closed form."""
+        for k, parameter in enumerate(self._parameters_of.values()):
+            distance = parameter.detach() - getattr(self, f"anchor_{k}")
+            yield parameter, 2 * self.scale * getattr(self, f"stiffness_{k}") * distance

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from matxfer.transfer.config import FinetuneConfig
     from matxfer.transfer.plugin import Plugin
 
+#: Ways that need source structures at hand.
+RETENTIONS_WITH_SOURCE = ("replay", "ewc+replay")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceData:

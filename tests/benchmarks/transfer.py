@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ import torch
 from _table import Table, add_common_arguments, facts, write_tables
 
 from matxfer.data.properties import unit_of
-from matxfer.model import load_model
+from matxfer.model import Model, load_model
+from matxfer.nn.network import EdgeGatedNetwork
 from matxfer.readers import load_table
 from matxfer.transfer.finetune import finetune
 
@@ -43,6 +45,14 @@ PUBLISHED = ("cgcnn_scratch", "moe_18", "uma_finetuned", "jmp_ft", "moma_adapter
 def target_of(columns: Iterable[str]) -> str:
     """Return the target of a small task: its one column that is neither structure nor split."""
     return next(c for c in columns if c not in STRUCTURE and not c.startswith("split_"))
+
+
+def untrained(model: Model, seed: int) -> Model:
+    """Return a model of the same shape with random weights and no heads to start from."""
+    torch.manual_seed(seed)
+    network = EdgeGatedNetwork.from_config(model.backbone.config())
+    card = deepcopy(model.card) | {"name": "scratch", "sha256": ""}
+    return Model(network, [], model.elements, card).eval().requires_grad_(False)
 
 
 def run(arguments: argparse.Namespace, raw: Path) -> None:
