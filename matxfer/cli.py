@@ -318,7 +318,15 @@ def pretrain(
     settings = read_config(config)
     folder = output or str(Path("runs") / settings.name / "model")
     with plain_warnings(), counter_on_terminal("building graphs") as advance:
-        model = run(settings, folder, run_folder=run_folder, resume=resume, on_progress=advance)
+        try:
+            model = run(settings, folder, run_folder=run_folder, resume=resume, on_progress=advance)
+        except SystemExit as stop:
+            if _was_interrupted(stop):
+                say(
+                    "interrupted; the same command with --resume goes on after the last whole epoch"
+                )
+                raise typer.Exit(130) from None
+            raise
     if "figures" not in model.card:
         return  # one of several processes; the first one writes the model and speaks
     if as_json:
@@ -350,6 +358,11 @@ def models(
             typer.echo(model_card.one_line(found))
 
 
+def _was_interrupted(stop: SystemExit) -> bool:
+    """Say whether it was Ctrl-C, upon which Lightning ends the process in silence."""
+    return isinstance(stop.__context__, KeyboardInterrupt)
+
+
 def main() -> None:
     """Run the command; known problems end in one line on stderr and exit code 2."""
     # Threads that wait should sleep: on a busy machine spinning ones slow a call a hundredfold.
@@ -360,6 +373,11 @@ def main() -> None:
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(130)
+    except SystemExit as stop:
+        if _was_interrupted(stop):
+            say("interrupted")
+            sys.exit(130)
+        raise
     except BrokenPipeError:  # the reader of the pipe has seen enough
         sys.stderr.close()
         sys.exit(141)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -379,3 +380,27 @@ def test_the_example_of_pretrain_help_is_a_configuration(run, tmp_path):
     assert [source.denoise_angstrom for source in config.sources] == [0, 0.1]
     for word in ("last.ckpt", "learning_curves.csv", "--resume", "GPU", "devices", "runs/NAME"):
         assert word in out
+
+
+def test_ctrl_c_in_training(tiny_model_folder, crystal_table, tmp_path):
+    """Lightning would end the process without a word and with exit code 1."""
+    words = [
+        sys.executable, "-c", "from matxfer.cli import main; main()", "finetune", crystal_table,
+        "--target", TARGET, "--model", tiny_model_folder, "--freeze", 0, "--epochs", 100000,
+        "--patience", 100000, "-o", tmp_path / "p",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        for _ in range(600):  # the folder is made just before the training starts
+            if (tmp_path / "p").exists():
+                break
+            time.sleep(0.1)
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert err.strip() == "interrupted"

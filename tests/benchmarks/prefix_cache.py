@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,73 +22,76 @@ from _table import Table, add_common_arguments, facts, write_tables
 from matxfer.data.store import graph_store
 from matxfer.data.table import read_property_table
 from matxfer.model import DEFAULT_MODEL, load_model
-from matxfer.nn.head import PropertyHead
+from matxfer.nn.ensemble import ReadoutEnsemble
 from matxfer.runtime import keep_large_blocks
+from matxfer.transfer.activations import Activations
+from matxfer.transfer.config import FinetuneConfig
 from matxfer.transfer.freezing import parameter_groups
 from matxfer.transfer.plugin import Plugin
-from matxfer.transfer.prefix import PrefixCache
+from matxfer.transfer.task import make_task
+from matxfer.transfer.training import FinetuneModule, PluginBatch, PluginRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from matxfer.data.batch import GraphBatch
-    from matxfer.data.packed import PackedGraphs
-    from matxfer.model import Model
-    from matxfer.nn.backbone import Features
+    from matxfer.transfer.task import Task
 
 BATCH_SIZE = 32
 
 
 def epoch(
-    plugin: Plugin,
+    module: FinetuneModule,
     optimizer: torch.optim.Optimizer,
-    fetch: Callable[[NDArray[np.int64]], tuple[GraphBatch, Features | None]],
+    fetch: Callable[[NDArray[np.int64]], PluginBatch],
     rows: NDArray[np.int64],
 ) -> float:
     """Train on all rows once; return the seconds it took."""
     start = time.perf_counter()
     for first in range(0, len(rows), BATCH_SIZE):
-        graphs, prefix = fetch(rows[first : first + BATCH_SIZE])
-        output = plugin.head(plugin.features(graphs, prefix).node, graphs)
+        loss = module.training_step(fetch(rows[first : first + BATCH_SIZE]), 0)
         optimizer.zero_grad()
-        output.square().mean().backward()
+        loss.backward()
         optimizer.step()
     return time.perf_counter() - start
 
 
-def measure(model: Model, graphs: PackedGraphs, depth: int, epochs: int) -> tuple[float, ...]:
-    """Return seconds: filling the cache, an epoch with it, an epoch without it."""
-    backbone = model.backbone
-    head = PropertyHead(next(iter(model.heads.values())).prop, backbone.node_dim, "atomwise")
-    plugin = Plugin(model, depth, head)
-    groups = parameter_groups(
-        plugin.backbone,
-        head,
-        depth,
-        learning_rate=1e-4,
-        head_learning_rate=1e-4,
-        layer_decay=1.0,
-        weight_decay=0.0,
-    )
+def measure(task: Task, depth: int, epochs: int, folder: Path) -> tuple[float, ...]:
+    """Return seconds: computing what is kept, an epoch with it, an epoch without it."""
+    config = FinetuneConfig(strategy="finetune", freeze=depth)
+    layers = task.layers(config)
+    readout = ReadoutEnsemble(task.readout_kind(config), task.base.backbone.node_dim * len(layers))
+    plugin = Plugin(task.base, depth, task.head(layers, readout, task.source(config)))
+    rates = {"learning_rate": 1e-4, "head_learning_rate": 1e-4, "layer_decay": 1.0}
+    groups = parameter_groups(plugin.backbone, plugin.head, depth, **rates, weight_decay=0.0)
     optimizer = torch.optim.AdamW(groups)
+    module = FinetuneModule(plugin, config)
+    targets = task.targets(plugin.head.scaler, plugin.head.source)
+    rows = np.concatenate([task.parts[part] for part in ("train", "val", "test")])
+
     start = time.perf_counter()
-    cache = PrefixCache(backbone, graphs, depth)
+    kept = replace(task, activations=Activations(task.base, task.graphs, folder))
+    data = PluginRows(kept, plugin, rows, targets)
+    data.batch(rows[:1])
     fill = time.perf_counter() - start
 
-    def recomputed(rows: NDArray[np.int64]) -> tuple[GraphBatch, Features | None]:
-        batch = graphs.batch(rows)
+    def recomputed(index: NDArray[np.int64]) -> PluginBatch:
+        graphs, known = task.graphs.batch(index), torch.from_numpy(targets[index])
         if depth == 0:
-            return batch, None
+            return PluginBatch(graphs, known)
+        backbone = task.base.backbone
         with torch.no_grad():
-            return batch, backbone.run(batch, backbone.embed(batch), 0, depth)
+            state = backbone.embed(graphs)
+            below = {0: state.node}
+            for k, later in enumerate(backbone.states(graphs, state, 0, depth), 1):
+                state, below[k] = later, later.node
+        return PluginBatch(graphs, known, None, state, below)
 
-    rows = np.flatnonzero(graphs.nodes_per_graph > 0)
     seconds: dict[str, list[float]] = {"cached": [], "recomputed": []}
     for k in range(epochs + 1):
-        for name, fetch in (("cached", cache.batch), ("recomputed", recomputed)):
-            taken = epoch(plugin, optimizer, fetch, rows)
+        for name, fetch in (("cached", data.batch), ("recomputed", recomputed)):
+            taken = epoch(module, optimizer, fetch, rows)
             if k > 0:  # the first round warms up
                 seconds[name].append(taken)
     return fill, *(statistics.median(times) for times in seconds.values())
@@ -105,10 +111,12 @@ def main() -> None:
     model = load_model(arguments.model)
     table = read_property_table(arguments.data / f"{arguments.table}.parquet", [arguments.target])
     graphs = graph_store(table.crystals, model.backbone.graph_options).graphs
+    task = make_task(model, table, arguments.target, graphs, Activations(model, graphs), None)
     rows = []
     full = None
     for depth in range(model.backbone.n_layers + 1):
-        fill, cached, again = measure(model, graphs, depth, arguments.epochs)
+        with tempfile.TemporaryDirectory() as folder:
+            fill, cached, again = measure(task, depth, arguments.epochs, Path(folder))
         full = full or again
         rows.append(
             [
