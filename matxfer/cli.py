@@ -16,6 +16,7 @@ from matxfer.terminal import (
     counter_on_terminal,
     figures_line,
     integers,
+    interruptible,
     plain_warnings,
     print_json,
     say,
@@ -82,12 +83,9 @@ def predict(
         out.write_csv(counter, predictor.columns, sys.stdout)
         total, failed = counter.total, counter.failed
     else:
-        with counter_on_terminal("predicting") as advance:
-            try:
-                total, failed = out.write_rows(counted(rows, advance), predictor.columns, output)
-            except KeyboardInterrupt:
-                say(f"interrupted; the rows so far are in {output}.part")
-                raise typer.Exit(130) from None
+        advice = f"; the rows so far are in {output}.part"
+        with interruptible(advice), counter_on_terminal("predicting") as advance:
+            total, failed = out.write_rows(counted(rows, advance), predictor.columns, output)
     if failed:
         say(f"{failed} of {total} structures could not be predicted; see the column 'error'")
     if not total:
@@ -204,7 +202,7 @@ def finetune(
         "seed": seed,
     }
     folder = output or f"{Path(table).stem}-plugin"
-    with counter_on_terminal("building graphs") as advance:
+    with interruptible(), counter_on_terminal("building graphs") as advance:
         plugin = run(
             table,
             target,
@@ -317,16 +315,10 @@ def pretrain(
 
     settings = read_config(config)
     folder = output or str(Path("runs") / settings.name / "model")
-    with plain_warnings(), counter_on_terminal("building graphs") as advance:
-        try:
-            model = run(settings, folder, run_folder=run_folder, resume=resume, on_progress=advance)
-        except SystemExit as stop:
-            if _was_interrupted(stop):
-                say(
-                    "interrupted; the same command with --resume goes on after the last whole epoch"
-                )
-                raise typer.Exit(130) from None
-            raise
+    advice = "; the same command with --resume goes on after the last whole epoch"
+    counter = counter_on_terminal("building graphs")
+    with interruptible(advice), plain_warnings(), counter as advance:
+        model = run(settings, folder, run_folder=run_folder, resume=resume, on_progress=advance)
     if "figures" not in model.card:
         return  # one of several processes; the first one writes the model and speaks
     if as_json:
@@ -358,11 +350,6 @@ def models(
             typer.echo(model_card.one_line(found))
 
 
-def _was_interrupted(stop: SystemExit) -> bool:
-    """Say whether it was Ctrl-C, upon which Lightning ends the process in silence."""
-    return isinstance(stop.__context__, KeyboardInterrupt)
-
-
 def main() -> None:
     """Run the command; known problems end in one line on stderr and exit code 2."""
     # Threads that wait should sleep: on a busy machine spinning ones slow a call a hundredfold.
@@ -373,11 +360,6 @@ def main() -> None:
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(130)
-    except SystemExit as stop:
-        if _was_interrupted(stop):
-            say("interrupted")
-            sys.exit(130)
-        raise
     except BrokenPipeError:  # the reader of the pipe has seen enough
         sys.stderr.close()
         sys.exit(141)

@@ -34,7 +34,8 @@ def quiet_lightning() -> Iterator[None]:
     """Silence Lightning's greetings and tips, and warnings that do not apply, for a while.
 
     Its hints about data-loader workers are wrong for us: a batch is one gather from memory, and
-    handing it to another process would cost more than making it.
+    handing it to another process would cost more than making it. And Ctrl-C stays what it is: on
+    a KeyboardInterrupt Lightning ends the process, without a word, with exit code 1.
     """
     loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
@@ -45,6 +46,10 @@ def quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
             yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise stop.__context__ from None
+        raise
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

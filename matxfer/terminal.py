@@ -98,3 +98,13 @@ def counted(rows: Iterator[Any], advance: Callable[[int], None]) -> Iterator[Any
     for row in rows:
         advance(1)
         yield row
+
+
+@contextmanager
+def interruptible(advice: str = "") -> Iterator[None]:
+    """Say that Ctrl-C was heard, with advice, and exit with 130; typer would exit in silence."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"interrupted{advice}")
+        raise typer.Exit(130) from None

@@ -471,7 +471,7 @@ def test_unknown_option(tune):
 
 # -- the difference from the source ---------------------------------------------------------------
 def untrained(monkeypatch):
-    monkeypatch.setattr(strategies_module, "train_plugin", lambda *_: Fit(0.0, 0, 0.0))
+    monkeypatch.setattr(strategies_module, "train_plugin", lambda *_: Fit(0, 0.0))
 
 
 @pytest.mark.parametrize("target", ["formation_energy_ev_per_atom", "bulk_modulus_vrh_gpa"])

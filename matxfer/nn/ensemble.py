@@ -76,7 +76,7 @@ class ReadoutEnsemble(nn.Module):
 
     def hidden(self, inputs: Tensor, graphs: GraphLike) -> Tensor:
         """Return the last hidden layer, (M, B, H), in which the output is linear."""
-        hidden = nn.functional.silu(inputs @ self.inner + self.inner_bias)
+        hidden = self._activated(inputs)
         if self.kind != "atomwise":
             return hidden
         weighted = hidden * node_weights(graphs)[None, :, None].to(hidden.dtype)
@@ -94,9 +94,10 @@ class ReadoutEnsemble(nn.Module):
 
     def per_node(self, layers: Tensor) -> Tensor:
         """Return each node's output, averaged over the members, (N,); for ``"atomwise"``."""
-        hidden = nn.functional.silu(layers @ self.inner + self.inner_bias)
-        mean: Tensor = self.output(hidden).mean(0)
-        return mean
+        return self.output(self._activated(layers)).mean(0)
+
+    def _activated(self, inputs: Tensor) -> Tensor:
+        return nn.functional.silu(inputs @ self.inner + self.inner_bias)
 
     def to_json(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

@@ -45,10 +45,13 @@ class PropertyHead(nn.Module):
         output: Tensor = self.readout(node, graphs)
         return output
 
+    def fitted(self, node: Tensor, graphs: GraphLike) -> Tensor:
+        """Return predictions on the fitted scale, (B,)."""
+        return self.scaler.fitted(self(node, graphs), graphs)
+
     def values(self, node: Tensor, graphs: GraphLike) -> NDArray[np.float64]:
         """Return values in the property's unit, shape (B,)."""
-        fitted = self.scaler.fitted(self(node, graphs), graphs)
-        return self.scaler.to_unit(fitted.detach().double().cpu().numpy())
+        return self.scaler.to_unit(self.fitted(node, graphs).detach().double().cpu().numpy())
 
     @property
     def is_mean_over_atoms(self) -> bool:
@@ -66,8 +69,7 @@ class PropertyHead(nn.Module):
         if not self.is_mean_over_atoms:
             raise ValueError(f"{self.prop.name} is not a mean over atoms")
         assert isinstance(self.readout, AtomwiseReadout)
-        own = self.scaler.mean + self.scaler.std * self.readout.per_node(node)
-        return own + self.scaler.reference[graphs.z]
+        return self.scaler.per_node(self.readout.per_node(node), graphs.z)
 
     def to_json(self) -> dict[str, Any]:
         """Return what is needed to build the head again, as JSON."""

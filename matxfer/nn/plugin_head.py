@@ -8,6 +8,7 @@ JCTC 11, 2087 (2015)).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,25 @@ if TYPE_CHECKING:
 
     from matxfer.data.batch import GraphLike
     from matxfer.nn.head import PropertyHead
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """What a head says of B crystals.
+
+    Attributes
+    ----------
+    fitted
+        Mean over the members on the fitted scale, (B,).
+    outputs
+        Normalised outputs of the members, (M, B).
+    hidden
+        Their last hidden layers, (M, B, H), if they have any.
+    """
+
+    fitted: NDArray[np.float64]
+    outputs: Tensor
+    hidden: Tensor | None
 
 
 class PluginHead(nn.Module):
@@ -66,19 +86,10 @@ class PluginHead(nn.Module):
         output: Tensor = self.readout(inputs, graphs)
         return output
 
-    def fitted(self, inputs: Tensor, graphs: GraphLike, source: Tensor | None) -> Tensor:
-        """Return the members' predictions on the fitted scale, (M, B)."""
-        offset = self.scaler.offset(graphs)
-        if self.source is not None:
-            assert source is not None, f"the head starts from the base's {self.source}"
-            offset = offset + source
-        fitted: Tensor = offset + self.scaler.std * self(inputs, graphs)
-        return fitted
-
-    def values(
+    def evaluate(
         self, nodes: Sequence[Tensor], graphs: GraphLike, source: Tensor | None = None
-    ) -> NDArray[np.float64]:
-        """Return values in the property's unit, shape (B,).
+    ) -> Evaluation:
+        """Predict, and keep what the spread of the prediction is made of.
 
         Parameters
         ----------
@@ -87,8 +98,24 @@ class PluginHead(nn.Module):
         source
             The base model's prediction of :attr:`source` on its fitted scale, (B,).
         """
-        fitted = self.fitted(self.inputs(nodes, graphs), graphs, source).mean(0)
-        return self.scaler.to_unit(fitted.detach().double().cpu().numpy())
+        inputs, hidden = self.inputs(nodes, graphs), None
+        if isinstance(self.readout, ReadoutEnsemble):
+            hidden = self.readout.hidden(inputs, graphs)
+            outputs = self.readout.output(hidden)
+        else:
+            outputs = self.readout(inputs, graphs)
+        offset = self.scaler.offset(graphs)
+        if self.source is not None:
+            assert source is not None, f"the head starts from the base's {self.source}"
+            offset = offset + source
+        fitted = (offset + self.scaler.std * outputs).detach().double().mean(0)
+        return Evaluation(fitted.cpu().numpy(), outputs, hidden)
+
+    def values(
+        self, nodes: Sequence[Tensor], graphs: GraphLike, source: Tensor | None = None
+    ) -> NDArray[np.float64]:
+        """Return values in the property's unit, shape (B,); see :meth:`evaluate`."""
+        return self.scaler.to_unit(self.evaluate(nodes, graphs, source).fitted)
 
     @property
     def is_mean_over_atoms(self) -> bool:
@@ -107,8 +134,7 @@ class PluginHead(nn.Module):
             raise ValueError(f"{self.prop.name} is not a mean over atoms")
         assert isinstance(self.readout, ReadoutEnsemble)
         own = self.readout.per_node(normalised_layers(nodes))
-        each: Tensor = self.scaler.mean + self.scaler.std * own + self.scaler.reference[graphs.z]
-        return each
+        return self.scaler.per_node(own, graphs.z)
 
     def to_json(self) -> dict[str, Any]:
         """Return what is needed to build the head again, as JSON."""
@@ -143,4 +169,4 @@ def source_outputs(
 ) -> dict[str, Tensor]:
     """Return every source prediction on its fitted scale, (B,), from last-layer features."""
     with torch.no_grad():
-        return {n: h.scaler.fitted(h(node, graphs), graphs) for n, h in heads.items()}
+        return {name: head.fitted(node, graphs) for name, head in heads.items()}

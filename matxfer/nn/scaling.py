@@ -107,6 +107,11 @@ class TargetScaler(nn.Module):
         """Map network output (B,) to the fitted scale."""
         return self.offset(graphs) + self.std * output
 
+    def per_node(self, output: Tensor, z: Tensor) -> Tensor:
+        """Map outputs of nodes (N,) to contributions whose weighted mean is the fitted value."""
+        each: Tensor = self.mean + self.std * output + self.reference[z]
+        return each
+
     def normalised(
         self,
         values: NDArray[np.float64],

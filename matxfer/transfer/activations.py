@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from matxfer.nn.backbone import Features
 from matxfer.nn.plugin_head import source_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -86,6 +87,20 @@ class Activations:
         """Return the features after ``depth`` layers of some graphs of the pack, side by side."""
         nodes, edges = self.node_rows(index), flat_ranges(self.graphs.edge_offset, index)
         return Features(self.node(depth)[nodes], self.edge(depth)[torch.from_numpy(edges)])
+
+    def start(
+        self, index: NDArray[np.int64], depth: int, layers: Iterable[int] = ()
+    ) -> tuple[Features | None, dict[int, Tensor]]:
+        """Return where a plugin of frozen depth K starts, and the frozen layers that it reads.
+
+        That is the prefix after K layers and the node features of ``layers`` up to K, or nothing
+        for K = 0, where the embedding is the plugin's own.
+        """
+        if depth == 0:
+            return None, {}
+        rows = self.node_rows(index)
+        below = {k: self.node(k)[rows] for k in layers if k < depth}
+        return self.prefix(index, depth), below
 
     def node_rows(self, index: NDArray[np.int64]) -> Tensor:
         """Return which rows of the node arrays belong to some graphs of the pack."""
@@ -149,21 +164,22 @@ class Activations:
     def _write(self, index: NDArray[np.int64], files: Mapping[str, NDArray[np.float32]]) -> None:
         """Write what the network makes of a batch; batches follow the order of the pack."""
         backbone, graphs = self.model.backbone, self.graphs
-        first, last = index[0], index[-1] + 1
-        nodes = slice(graphs.node_offset[first], graphs.node_offset[last])
-        edges = slice(graphs.edge_offset[first], graphs.edge_offset[last])
+        begin, end = index[0], index[-1] + 1
+        nodes = slice(graphs.node_offset[begin], graphs.node_offset[end])
+        edges = slice(graphs.edge_offset[begin], graphs.edge_offset[end])
         batch = graphs.batch(index)
-        state = backbone.embed(batch)
-        for layer in range(backbone.n_layers + 1):
+        # Nothing is run above the highest layer asked for.
+        highest = (backbone.n_layers if n == "source" else int(n.split("_")[1]) for n in files)
+        first = backbone.embed(batch)
+        later = backbone.states(batch, first, 0, max(highest, default=0))
+        for layer, state in enumerate(chain([first], later)):
             if f"node_{layer}" in files:
                 files[f"node_{layer}"][nodes] = state.node.numpy()
             if f"edge_{layer}" in files:
                 files[f"edge_{layer}"][edges] = state.edge.numpy()
-            if layer < backbone.n_layers:
-                state = backbone.run(batch, state, layer, layer + 1)
         if "source" in files:
             outputs = source_outputs(self.model.heads, state.node, batch)
-            files["source"][first:last] = torch.stack(list(outputs.values()), dim=1).numpy()
+            files["source"][begin:end] = torch.stack(list(outputs.values()), dim=1).numpy()
 
 
 def _limit() -> int:

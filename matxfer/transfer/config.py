@@ -90,7 +90,8 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
-            if getattr(self, name) not in (*known, *((None,) if name != "retain" else ())):
+            unsaid = name in _MAY_BE_UNSAID and getattr(self, name) is None
+            if not unsaid and getattr(self, name) not in known:
                 raise OptionError(f"{name} is {getattr(self, name)!r}, but must be one of {known}")
         for name, (within, words) in _RANGES.items():
             value = getattr(self, name)
@@ -98,6 +99,11 @@ class FinetuneConfig:
                 continue
             if isinstance(value, str) or not within(value):
                 raise OptionError(f"{name} is {value!r}, but {words}")
+
+    @property
+    def simple_model(self) -> str:
+        """The simple model asked for, else kernel ridge."""
+        return self.features or "kernel_ridge"
 
     def implied_strategy(self) -> str:
         """Return the strategy, or the one that the other options belong to."""
@@ -109,6 +115,7 @@ class FinetuneConfig:
 
 
 _CHOICES = {"strategy": STRATEGIES, "features": METHODS, "retain": RETENTION}
+_MAY_BE_UNSAID = ("strategy", "features")
 _COUNT = (lambda value: value >= 1, "must be at least 1")
 _POSITIVE = (lambda value: 0 < value < math.inf, "must be positive")
 _NOT_NEGATIVE = (lambda value: 0 <= value < math.inf, "must not be negative")

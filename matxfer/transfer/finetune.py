@@ -7,8 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from matxfer.data.store import graph_store
 from matxfer.data.table import open_table, read_property_table
 from matxfer.files import sha256
@@ -120,7 +118,7 @@ def finetune(
         "figures": figures_of(task, plugin),
         **trial.facts,
         "retention": retention_of(task, plugin, source),
-        "elements": np.unique(task.graphs.select(task.parts["train"]).numbers).tolist(),
+        "elements": task.elements,
         "data": _data_facts(data, split_column, task),
         **provenance(time.monotonic() - started),
     }

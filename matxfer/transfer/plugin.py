@@ -23,7 +23,7 @@ from matxfer.transfer.freezing import adaptable_copy, trainable_blocks
 from matxfer.transfer.uncertainty import Uncertainty
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from matxfer.data.batch import GraphLike
     from matxfer.nn.backbone import Features
+    from matxfer.nn.plugin_head import Evaluation
 
 _WEIGHTS, _META = "plugin.safetensors", "plugin.json"
 
@@ -78,6 +79,11 @@ class Plugin:
         """Column name of the property."""
         return self.head.prop.name
 
+    @property
+    def runs_no_layer(self) -> bool:
+        """Whether its head reads frozen layers alone, so that kept activations say all."""
+        return 0 < self.depth >= max(self.head.layers)
+
     def eval(self) -> Plugin:
         """Switch to prediction."""
         self.backbone.eval().requires_grad_(False)
@@ -119,23 +125,34 @@ class Plugin:
         """Return predictions in the property's unit, shape (B,), from the graphs alone."""
         return predict_all(self.base, [self], graphs)[-1]
 
-    def delta(self) -> dict[str, Tensor]:
-        """Return how the backbone's changed tensors differ from the base's, in half precision."""
-        base = self.base.backbone.state_dict()
-        own = self.backbone.state_dict()
-        changed = {n: v - base[n] for n, v in own.items() if not torch.equal(v, base[n])}
-        return {name: change.half() for name, change in changed.items()}
+    def described(
+        self, found: Evaluation, nodes: Sequence[Tensor], graphs: GraphLike
+    ) -> list[NDArray[np.float64]]:
+        """Return values in the unit and, once calibrated, spread, bounds and score, each (B,)."""
+        scaler = self.head.scaler
+        columns = [scaler.to_unit(found.fitted)]
+        if self.uncertainty is not None:
+            columns += self.uncertainty.of(scaler, found, nodes, graphs)
+        return columns
 
-    def round(self) -> Plugin:
-        """Round the weights to what the files hold, so that a plugin read back is the same."""
-        own = self.backbone.state_dict()
-        base = self.base.backbone.state_dict()
+    def round(self) -> dict[str, Tensor]:
+        """Round the weights to what the files hold, so that a plugin read back is the same.
+
+        Returns
+        -------
+        dict
+            The differences of the changed layers from the base, in half precision: a second
+            rounding of what they lead to might give others.
+        """
+        own, base = self.backbone.state_dict(), self.base.backbone.state_dict()
+        changed = [name for name, value in own.items() if not torch.equal(value, base[name])]
+        delta = {name: (own[name] - base[name]).half() for name in changed}
         with torch.no_grad():
-            for name, change in self.delta().items():
+            for name, change in delta.items():
                 own[name].copy_(base[name] + change.float())
             for value in self.head.readout.state_dict().values():
                 value.copy_(_kept(self.head, value).to(value.dtype))
-        return self
+        return delta
 
     def __repr__(self) -> str:
         return (
@@ -148,11 +165,11 @@ class Plugin:
         """Write ``plugin.safetensors`` (head and changed layers) and ``plugin.json``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.round()
+        delta = self.round()
         readout = self.head.readout.state_dict()
         tensors = {f"head.readout.{k}": _kept(self.head, v) for k, v in readout.items()}
         tensors |= {f"head.scaler.{k}": v for k, v in self.head.scaler.state_dict().items()}
-        tensors |= {f"delta.{k}": v for k, v in self.delta().items()}
+        tensors |= {f"delta.{k}": v for k, v in delta.items()}
         if self.uncertainty is not None:
             tensors |= {f"uncertainty.{k}": v for k, v in self.uncertainty.state_dict().items()}
         write_tensors(folder / _WEIGHTS, tensors)
@@ -305,13 +322,8 @@ def predict_columns(
     columns = dict(zip(model.heads, values, strict=True))
     names = prediction_columns(model, plugins)
     for plugin, (nodes, source), own in zip(plugins, states, names, strict=True):
-        head = plugin.head
-        inputs = head.inputs(nodes, graphs)
-        fitted = head.fitted(inputs, graphs, source).detach().double()
-        columns[own[0]] = head.scaler.to_unit(fitted.mean(0).cpu().numpy())
-        if plugin.uncertainty is not None:
-            found = plugin.uncertainty.of(head, nodes, inputs, fitted, graphs)
-            columns |= dict(zip(own[1:], found, strict=True))
+        found = plugin.head.evaluate(nodes, graphs, source)
+        columns |= dict(zip(own, plugin.described(found, nodes, graphs), strict=True))
     return columns
 
 
@@ -342,12 +354,14 @@ def _pass(
         nodes[k] = state.node
         if k in depths:
             prefixes[k] = state
-    sources: dict[str, Tensor] = {}
-    if any(plugin.head.source for plugin in plugins):
-        sources = source_outputs(model.heads, state.node, graphs)
+    sources = source_outputs(model.heads, state.node, graphs)
+    values = [
+        head.scaler.to_unit(sources[name].double().cpu().numpy())
+        for name, head in model.heads.items()
+    ]
     found = []
     for plugin in plugins:
         prefix = prefixes[plugin.depth] if plugin.depth else None  # K = 0: an embedding of its own
         below = {k: nodes[k] for k in range(plugin.depth + 1)} if plugin.depth else None
         found.append((plugin.nodes(graphs, prefix, below), sources.get(plugin.head.source or "")))
-    return list(model.predict_features(state, graphs).values()), found
+    return values, found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +9,6 @@ import torch
 
 from matxfer.data.loader import edge_budget_batches
 from matxfer.metrics import regression_metrics
-from matxfer.nn.ensemble import ReadoutEnsemble
 from matxfer.transfer.uncertainty import Uncertainty, crystal_features
 
 if TYPE_CHECKING:
@@ -20,106 +18,55 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from matxfer.data.batch import GraphBatch
+    from matxfer.nn.plugin_head import Evaluation
     from matxfer.transfer.plugin import Plugin
     from matxfer.transfer.retention import SourceData
     from matxfer.transfer.task import Task
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Outputs:
-    """A plugin's predictions for n rows.
-
-    Attributes
-    ----------
-    values
-        In the property's unit, (n,).
-    fitted
-        On the fitted scale, mean over the members, (n,).
-    hidden
-        Last hidden layers of the readouts, (M, n, H), if it has any.
-    features
-        What the out-of-domain score compares, (n, D).
-    columns
-        Spread, bounds and score, once calibrated.
-    variance
-        Members' and Laplace variance, once calibrated.
-    """
-
-    values: NDArray[np.float64]
-    fitted: NDArray[np.float64]
-    hidden: Tensor | None
-    features: Tensor
-    columns: list[NDArray[np.float64]]
-    variance: NDArray[np.float64]
-
-
-def outputs_of(task: Task, plugin: Plugin, rows: NDArray[np.int64]) -> Outputs:
-    """Run a plugin over rows of its task, starting from the kept activations."""
-    head = plugin.head
-    parts: list[tuple[Any, ...]] = []
+def evaluations(
+    task: Task, plugin: Plugin, rows: NDArray[np.int64]
+) -> Iterator[tuple[Evaluation, list[Tensor], GraphBatch]]:
+    """Run a plugin over rows of its task, starting from the kept activations, batch by batch."""
+    head, kept = plugin.head, task.activations
+    offset = task.offset(head.source)
     with torch.no_grad():
         for index in edge_budget_batches(task.graphs, rows):
-            nodes, graphs = _nodes(task, plugin, index)
-            inputs = head.inputs(nodes, graphs)
-            offset = task.offset(head.source)
+            graphs = task.graphs.batch(index, with_edges=not plugin.runs_no_layer)
+            if plugin.runs_no_layer:
+                nodes = [kept.node(k)[kept.node_rows(index)] for k in head.layers]
+            else:
+                nodes = plugin.nodes(graphs, *kept.start(index, plugin.depth, head.layers))
             known = None if offset is None else torch.from_numpy(offset[index]).float()
-            fitted = head.fitted(inputs, graphs, known).double()
-            hidden = None
-            if isinstance(head.readout, ReadoutEnsemble):
-                hidden = head.readout.hidden(inputs, graphs)
-            found: tuple[Any, ...] = ()
-            variance = np.zeros(len(index))
-            if plugin.uncertainty is not None:
-                found = plugin.uncertainty.of(head, nodes, inputs, fitted, graphs)
-                variance = plugin.uncertainty.variance(head, inputs, graphs)
-            features = crystal_features(nodes, graphs)
-            parts.append((fitted.mean(0).numpy(), hidden, features, variance, *found))
-    if not parts:
-        empty = np.zeros(0)
-        return Outputs(empty, empty, None, torch.zeros(0, 0), [], empty)
-    means, hiddens, crystals, variances, *columns = zip(*parts, strict=True)
-    flat = np.concatenate(means)
-    return Outputs(
-        head.scaler.to_unit(flat),
-        flat,
-        None if hiddens[0] is None else torch.cat(hiddens, dim=1),
-        torch.cat(crystals),
-        [np.concatenate(column) for column in columns],
-        np.concatenate(variances),
-    )
+            yield head.evaluate(nodes, graphs, known), nodes, graphs
 
 
-def _nodes(task: Task, plugin: Plugin, index: NDArray[np.int64]) -> tuple[list[Tensor], GraphBatch]:
-    """Return the node features that the head reads, and the batch they belong to."""
-    kept, layers = task.activations, plugin.head.layers
-    frozen = plugin.depth > 0 and max(layers) <= plugin.depth
-    graphs = task.graphs.batch(index, with_edges=not frozen)
-    if plugin.depth == 0:
-        return plugin.nodes(graphs), graphs
-    rows = kept.node_rows(index)
-    below = {k: kept.node(k)[rows] for k in layers if k <= plugin.depth}
-    if frozen:
-        return [below[k] for k in layers], graphs
-    return plugin.nodes(graphs, kept.prefix(index, plugin.depth), below), graphs
+def predicted(task: Task, plugin: Plugin, rows: NDArray[np.int64]) -> list[NDArray[np.float64]]:
+    """Return a plugin's values for rows and, once calibrated, spread, bounds and score, (n,)."""
+    parts = [plugin.described(*found) for found in evaluations(task, plugin, rows)]
+    return [np.concatenate(column) for column in zip(*parts, strict=True)] or [np.zeros(0)]
 
 
 def calibrated(task: Task, plugin: Plugin) -> Uncertainty:
     """Fit a plugin's uncertainty on the training rows, calibrate it on the validation rows."""
-    train, val = task.parts["train"], task.parts["val"]
-    std = float(plugin.head.scaler.std)
-    own = outputs_of(task, plugin, train)
-    targets = task.targets(plugin.head.scaler, plugin.head.source)
-    graphs = task.graphs.batch(np.arange(len(task.graphs)), with_edges=False)
-    source = task.offset(plugin.head.source)
-    offset = plugin.head.scaler.offset(graphs).double().numpy() + (0 if source is None else source)
-    held = outputs_of(task, plugin, val)
-    residual = (held.fitted - offset[val]) / std - targets[val]
-    elements = np.unique(task.graphs.select(train).numbers).tolist()
-    noise = float(np.sqrt(np.mean(residual**2)))
-    found = Uncertainty.fit(own.hidden, noise, own.features, elements)
-    plugin.uncertainty = found
-    found.calibrate(residual, outputs_of(task, plugin, val).variance)
-    return found
+    train, val, head = task.parts["train"], task.parts["val"], plugin.head
+    held = [found for found, _, _ in evaluations(task, plugin, val)]
+    outputs = torch.cat([found.outputs for found in held], dim=1).double().mean(0).numpy()
+    residual: NDArray[np.float64] = outputs - task.targets(head.scaler, head.source)[val]
+    hidden, features = [], []
+    for found, nodes, graphs in evaluations(task, plugin, train):
+        if found.hidden is not None:
+            hidden.append(found.hidden)
+        features.append(crystal_features(nodes, graphs))
+    plugin.uncertainty = Uncertainty.fit(
+        torch.cat(hidden, dim=1) if hidden else None,
+        float(np.sqrt(np.mean(residual**2))),
+        torch.cat(features),
+        task.elements,
+    )
+    variance = np.concatenate([plugin.uncertainty.variance(found) for found in held])
+    plugin.uncertainty.calibrate(residual, variance)
+    return plugin.uncertainty
 
 
 def figures_of(task: Task, plugin: Plugin) -> dict[str, Any]:
@@ -128,18 +75,18 @@ def figures_of(task: Task, plugin: Plugin) -> dict[str, Any]:
     constant = np.median(task.values[task.parts["train"]])
     for part in ("val", "test"):
         rows = task.parts[part]
-        truth, outputs = task.values[rows], outputs_of(task, plugin, rows)
-        figures[part] = regression_metrics(truth, outputs.values, plugin.head.prop)
+        truth = task.values[rows]
+        values, *columns = predicted(task, plugin, rows)
+        figures[part] = regression_metrics(truth, values, plugin.head.prop)
         if not len(rows):
             continue
         figures[part]["mae_of_a_constant"] = float(np.abs(truth - constant).mean())
-        if outputs.columns and plugin.uncertainty is not None:
-            _, low, high, score = outputs.columns
+        if plugin.uncertainty is not None:
+            spread, low, high, score = columns
             figures[part]["coverage"] = float(((truth >= low) & (truth <= high)).mean())
             figures[part]["coverage_level"] = plugin.uncertainty.level
-            error = np.abs(outputs.values - truth)
+            error = np.abs(values - truth)
             figures[part]["rank_correlation_of_error_and_ood"] = _rank_correlation(error, score)
-            spread = outputs.columns[0]
             figures[part]["rank_correlation_of_error_and_std"] = _rank_correlation(error, spread)
     return figures
 
@@ -194,7 +141,7 @@ def _source_values(
                 yield index, {n: h.scaler.to_unit(kept_values[n]) for n, h in heads}
                 continue
             graphs = data.graphs.batch(index)
-            prefix = kept.prefix(index, plugin.depth) if plugin.depth else None
+            prefix, _ = kept.start(index, plugin.depth)
             yield index, base.predict_features(plugin.features(graphs, prefix), graphs)
 
 

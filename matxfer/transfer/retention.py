@@ -117,13 +117,11 @@ class Retention:
         if self.distills:
             assert node is not None, "distillation looks at the last layer"
             assert before is not None, "distillation needs what the base said"
-            total = total + self.strength * (self._outputs(node, graphs) - before).abs().mean()
+            now = source_head_outputs(self.plugin.base, node, graphs)
+            total = total + self.strength * (now - before).abs().mean()
         if self.replay is not None:
             total = total + self.strength * self.replay.loss(self.plugin)
         return total
-
-    def _outputs(self, node: Tensor, graphs: GraphLike) -> Tensor:
-        return source_head_outputs(self.plugin.base, node, graphs)
 
 
 def source_head_outputs(base: Model, node: Tensor, graphs: GraphLike) -> Tensor:
@@ -152,7 +150,7 @@ class _Replay:
         size = min(self.batch_size, len(self.rows))
         index = self.rng.choice(self.rows, size, replace=False)
         graphs = self.source.graphs.batch(index)
-        prefix = self.source.activations.prefix(index, plugin.depth) if plugin.depth else None
+        prefix, _ = self.source.activations.start(index, plugin.depth)
         outputs = source_head_outputs(self.base, plugin.features(graphs, prefix).node, graphs)
         wanted = self.targets[:, torch.from_numpy(index)]
         known = torch.isfinite(wanted)

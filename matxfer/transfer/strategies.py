@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import lightning as L  # noqa: N812 - its documented alias
 import numpy as np
 
-from matxfer.nn.ensemble import ReadoutEnsemble, normalised_layers, readout_inputs
+from matxfer.nn.ensemble import ReadoutEnsemble
 from matxfer.nn.feature_readout import FeatureReadout
 from matxfer.nn.network import EdgeGatedNetwork
 from matxfer.transfer.features import GAUSSIAN_PROCESS_ROWS, fit_features
 from matxfer.transfer.freezing import check_depth
 from matxfer.transfer.plugin import Plugin
+from matxfer.transfer.report import predicted
 from matxfer.transfer.retention import Retention
 from matxfer.transfer.training import train_plugin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    import torch
 
     from matxfer.nn.plugin_head import PluginHead
     from matxfer.transfer.config import FinetuneConfig
@@ -63,7 +62,7 @@ class Trial:
         config, head = self.config, self.plugin.head
         read = ",".join(map(str, head.layers))
         if config.strategy == "features":
-            return f"features, {config.features or 'kernel_ridge'}, layers {read}"
+            return f"features, {config.simple_model}, layers {read}"
         held = "" if config.retain == "none" else f", {config.retain} {config.strength}"
         start = f", from {head.source}" if head.source else ""
         return (
@@ -91,8 +90,8 @@ def run_strategy(task: Task, config: FinetuneConfig, source: SourceData | None =
     else:
         plugin, facts = _finetune(task, config, source)
     plugin.eval().round()
-    predicted = predict_rows(task, plugin, "val")
-    error = float(np.abs(predicted - task.values[task.parts["val"]]).mean())
+    val = task.parts["val"]
+    error = float(np.abs(predicted(task, plugin, val)[0] - task.values[val]).mean())
     facts["seconds"] = round(time.monotonic() - started, 3)
     return Trial(plugin, config, error, facts)
 
@@ -186,9 +185,7 @@ def _finetune(
     if _retains(task, config):
         retention = Retention(plugin, config, len(task.parts["train"]), source)
     targets = task.targets(head.scaler, head.source)
-    fit = train_plugin(task, plugin, targets, config, retention)
-    facts = {"best_epoch": fit.epoch, "seconds_per_epoch": fit.seconds_per_epoch}
-    return plugin, facts
+    return plugin, asdict(train_plugin(task, plugin, targets, config, retention))
 
 
 def _scratch(task: Task, config: FinetuneConfig) -> tuple[Plugin, dict[str, Any]]:
@@ -198,9 +195,7 @@ def _scratch(task: Task, config: FinetuneConfig) -> tuple[Plugin, dict[str, Any]
     fresh = EdgeGatedNetwork.from_config(task.base.backbone.config())
     plugin.backbone.load_state_dict(fresh.state_dict())
     own = replace(config, retain="none", layer_decay=1.0, learning_rate=config.head_learning_rate)
-    fit = train_plugin(task, plugin, task.targets(head.scaler, None), own)
-    facts = {"best_epoch": fit.epoch, "seconds_per_epoch": fit.seconds_per_epoch}
-    return plugin, facts
+    return plugin, asdict(train_plugin(task, plugin, task.targets(head.scaler, None), own))
 
 
 def _readout_head(task: Task, config: FinetuneConfig, source: str | None) -> PluginHead:
@@ -211,35 +206,20 @@ def _readout_head(task: Task, config: FinetuneConfig, source: str | None) -> Plu
         config.hidden_dim,
         config.members,
     )
-    return task.head(layers, readout, source)
+    return task.head(layers, readout, source, task.scaler(source))
 
 
 def _features(task: Task, config: FinetuneConfig) -> tuple[Plugin, dict[str, Any]]:
     layers, source = task.layers(config), task.source(config)
     scaler = task.scaler(source)
     targets = task.targets(scaler, source).astype(np.float64)
-    inputs = fingerprints(task, layers)
     readout = fit_features(
-        config.features or "kernel_ridge",
-        inputs,
+        config.simple_model,
+        task.inputs(FeatureReadout.kind, layers),
         targets,
         task.parts["train"],
         task.parts["val"],
         config.seed,
     )
-    plugin = Plugin(task.base, task.base.backbone.n_layers, task.head(layers, readout, source))
-    return plugin, {}
-
-
-def fingerprints(task: Task, layers: tuple[int, ...]) -> torch.Tensor:
-    """Return the fingerprints of all rows of a task, (G, 4·S·F)."""
-    graphs = task.graphs.batch(np.arange(len(task.graphs)), with_edges=False)
-    nodes = [task.activations.node(k) for k in layers]
-    return readout_inputs(FeatureReadout.kind, normalised_layers(nodes), graphs)
-
-
-def predict_rows(task: Task, plugin: Plugin, part: str) -> Any:
-    """Return a plugin's predictions for a part, in the property's unit."""
-    from matxfer.transfer.report import outputs_of
-
-    return outputs_of(task, plugin, task.parts[part]).values
+    head = task.head(layers, readout, source, scaler)
+    return Plugin(task.base, task.base.backbone.n_layers, head), {}

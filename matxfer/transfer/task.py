@@ -6,15 +6,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from matxfer.data.properties import property_of
 from matxfer.data.table import TableError
+from matxfer.nn.ensemble import normalised_layers, readout_inputs
 from matxfer.nn.head import default_readout
 from matxfer.nn.plugin_head import PluginHead, like_source
 from matxfer.nn.scaling import TargetScaler
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from matxfer.data.packed import PackedGraphs
     from matxfer.data.properties import Property
@@ -81,11 +84,24 @@ class Task:
         layers: tuple[int, ...],
         readout: ReadoutEnsemble | FeatureReadout,
         source: str | None,
+        scaler: TargetScaler,
     ) -> PluginHead:
-        """Return a head with its scaler fitted to the training rows."""
+        """Return a head with a scaler of :meth:`scaler`."""
         head = PluginHead(self.prop, layers, readout, source)
-        head.scaler = self.scaler(source)
+        head.scaler = scaler
         return head
+
+    def inputs(self, kind: str, layers: tuple[int, ...]) -> Tensor:
+        """Return what a kind of readout reads of the frozen layers of all rows."""
+        graphs = self.graphs.batch(np.arange(len(self.graphs)), with_edges=False)
+        nodes = [self.activations.node(k) for k in layers]
+        with torch.no_grad():
+            return readout_inputs(kind, normalised_layers(nodes), graphs)
+
+    @property
+    def elements(self) -> list[int]:
+        """Atomic numbers that occur in the training rows."""
+        return [int(z) for z in np.unique(self.graphs.select(self.parts["train"]).numbers)]
 
     def scaler(self, source: str | None) -> TargetScaler:
         """Fit a scaler to the training rows."""

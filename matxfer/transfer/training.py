@@ -88,6 +88,8 @@ class PluginRows(Dataset[PluginBatch]):
         Rows of the task, (n,).
     targets
         Normalised targets of all rows, (G,).
+    inputs
+        What the readout reads of all rows, where the plugin runs no layer.
     before
         Whether batches say what the source heads said.
     """
@@ -98,23 +100,13 @@ class PluginRows(Dataset[PluginBatch]):
         plugin: Plugin,
         rows: NDArray[np.int64],
         targets: NDArray[np.float32],
+        inputs: Tensor | None = None,
         *,
         before: bool = False,
     ) -> None:
         self.task, self.plugin, self.rows = task, plugin, rows
         self.targets = torch.from_numpy(targets)
-        self.before = before
-        layers = plugin.head.layers
-        self.frozen = max(layers) <= plugin.depth and plugin.depth > 0 and not before
-        self.inputs = self._all_inputs() if self.frozen else None
-        self.by_node = plugin.head.readout.kind == "atomwise"
-
-    def _all_inputs(self) -> Tensor:
-        """Return the readout's inputs of all rows: they are the same in every epoch."""
-        graphs, head = self.task.graphs, self.plugin.head
-        nodes = [self.task.activations.node(k) for k in head.layers]
-        with torch.no_grad():
-            return head.inputs(nodes, graphs.batch(np.arange(len(graphs)), with_edges=False))
+        self.inputs, self.before = inputs, before
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -127,18 +119,13 @@ class PluginRows(Dataset[PluginBatch]):
         """Gather the batch of these rows of the task."""
         task, plugin, targets = self.task, self.plugin, self.targets[torch.from_numpy(rows)]
         if self.inputs is not None:
-            if self.by_node:
+            if plugin.head.readout.kind == "atomwise":
                 graphs = task.graphs.batch(rows, with_edges=False)
                 inputs = self.inputs[task.activations.node_rows(rows)]
                 return PluginBatch(graphs, targets, inputs)
             return PluginBatch(_nothing(len(rows)), targets, self.inputs[torch.from_numpy(rows)])
         graphs = task.graphs.batch(rows)
-        prefix, below = None, None
-        if plugin.depth:
-            prefix = task.activations.prefix(rows, plugin.depth)
-            nodes = task.activations.node_rows(rows)
-            read = [k for k in plugin.head.layers if k < plugin.depth]
-            below = {k: task.activations.node(k)[nodes] for k in read}
+        prefix, below = task.activations.start(rows, plugin.depth, plugin.head.layers)
         before = None
         if self.before:
             last = task.activations.node(task.base.backbone.n_layers)
@@ -327,10 +314,9 @@ class GradualUnfreezing(callbacks.BaseFinetuning):
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a training went: best validation error (normalised) and its epoch, seconds per epoch."""
+    """How a training went: the epoch of the best validation error, seconds per epoch."""
 
-    error: float
-    epoch: int
+    best_epoch: int
     seconds_per_epoch: float
 
 
@@ -344,9 +330,12 @@ def train_plugin(
     """Train a plugin and put the weights of its best epoch in place."""
     distills = retention is not None and retention.distills
     loaders = []
+    inputs = None
+    if plugin.runs_no_layer and not distills:  # the same in every epoch
+        inputs = task.inputs(plugin.head.readout.kind, plugin.head.layers)
     for part, size, shuffle in (("train", config.batch_size, True), ("val", 128, False)):
         before = distills and part == "train"
-        rows = PluginRows(task, plugin, task.parts[part], targets, before=before)
+        rows = PluginRows(task, plugin, task.parts[part], targets, inputs, before=before)
         order = torch.Generator().manual_seed(config.seed)
         loaders.append(
             DataLoader(rows, size, shuffle=shuffle, generator=order, collate_fn=_as_it_is)
@@ -373,7 +362,7 @@ def train_plugin(
     seconds = (time.monotonic() - started) / max(trainer.current_epoch, 1)
     module.cpu().restore_best()
     plugin.eval()
-    return Fit(module.best, module.best_epoch, seconds)
+    return Fit(module.best_epoch, seconds)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from matxfer.crystal import MAX_ATOMIC_NUMBER
-from matxfer.nn.ensemble import ReadoutEnsemble, normalised_layers
+from matxfer.nn.ensemble import normalised_layers
 from matxfer.nn.readout import pool
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from matxfer.data.batch import GraphLike
-    from matxfer.nn.plugin_head import PluginHead
+    from matxfer.nn.plugin_head import Evaluation
+    from matxfer.nn.scaling import TargetScaler
 
 #: Coverage of the intervals.
 LEVEL = 0.9
@@ -158,16 +159,14 @@ class Uncertainty(nn.Module):
         self.quantile = float(score[rank - 1]) if rank <= len(score) else math.inf
 
     # -- use ----------------------------------------------------------------------------------
-    def variance(self, head: PluginHead, inputs: Tensor, graphs: GraphLike) -> NDArray[np.float64]:
+    def variance(self, evaluation: Evaluation) -> NDArray[np.float64]:
         """Return the members' and the Laplace variance, in units of the targets' spread², (B,)."""
-        readout = head.readout
-        if not isinstance(readout, ReadoutEnsemble):
-            return np.zeros(graphs.num_graphs)
-        hidden = readout.hidden(inputs, graphs).detach()
-        outputs = readout.output(hidden).detach()
+        hidden = evaluation.hidden
+        if hidden is None:
+            return np.zeros(len(evaluation.fitted))
         laplace = torch.einsum("mbh,mhk,mbk->mb", hidden, self.covariance, hidden).mean(0)
-        total = outputs.var(0, correction=0) + laplace
-        return np.asarray(total.double().cpu().numpy())
+        total = evaluation.outputs.var(0, correction=0) + laplace
+        return np.asarray(total.detach().double().cpu().numpy())
 
     def score(self, nodes: Sequence[Tensor], graphs: GraphLike) -> NDArray[np.float64]:
         """Return how far each crystal lies from the training set, (B,)."""
@@ -179,15 +178,14 @@ class Uncertainty(nn.Module):
 
     def of(
         self,
-        head: PluginHead,
+        scaler: TargetScaler,
+        evaluation: Evaluation,
         nodes: Sequence[Tensor],
-        inputs: Tensor,
-        fitted: Tensor,
         graphs: GraphLike,
     ) -> tuple[NDArray[np.float64], ...]:
         """Return spread, lower bound, upper bound (in the unit) and score, each (B,)."""
-        to_unit, mean = head.scaler.to_unit, fitted.mean(0).cpu().numpy()
-        deviation = self._deviation(self.variance(head, inputs, graphs)) * float(head.scaler.std)
+        to_unit, mean = scaler.to_unit, evaluation.fitted
+        deviation = self._deviation(self.variance(evaluation)) * float(scaler.std)
         spread = 0.5 * (to_unit(mean + deviation) - to_unit(mean - deviation))
         reach = self.quantile * deviation
         return spread, to_unit(mean - reach), to_unit(mean + reach), self.score(nodes, graphs)

@@ -61,8 +61,9 @@ def measure(task: Task, depth: int, epochs: int, folder: Path) -> tuple[float, .
     """Return seconds: computing what is kept, an epoch with it, an epoch without it."""
     config = FinetuneConfig(strategy="finetune", freeze=depth)
     layers = task.layers(config)
+    source = task.source(config)
     readout = ReadoutEnsemble(task.readout_kind(config), task.base.backbone.node_dim * len(layers))
-    plugin = Plugin(task.base, depth, task.head(layers, readout, task.source(config)))
+    plugin = Plugin(task.base, depth, task.head(layers, readout, source, task.scaler(source)))
     rates = {"learning_rate": 1e-4, "head_learning_rate": 1e-4, "layer_decay": 1.0}
     groups = parameter_groups(plugin.backbone, plugin.head, depth, **rates, weight_decay=0.0)
     optimizer = torch.optim.AdamW(groups)
@@ -72,7 +73,8 @@ def measure(task: Task, depth: int, epochs: int, folder: Path) -> tuple[float, .
 
     start = time.perf_counter()
     kept = replace(task, activations=Activations(task.base, task.graphs, folder))
-    data = PluginRows(kept, plugin, rows, targets)
+    inputs = kept.inputs(readout.kind, layers) if plugin.runs_no_layer else None
+    data = PluginRows(kept, plugin, rows, targets, inputs)
     data.batch(rows[:1])
     fill = time.perf_counter() - start
 
