@@ -47,7 +47,7 @@ class FinetuneConfig:
         and ``l2sp`` 1 is the full posterior of the source. ``"auto"``: the strongest whose
         validation error is within 2 % of the best.
     epochs, patience, batch_size
-        At most so many passes (``None``: 100 of a readout alone, else 40); stop after
+        At most so many passes (``None``: 40 of pretrained layers, else 100); stop after
         ``patience`` passes without a better validation error.
     learning_rate, layer_decay, head_learning_rate
         Rate of the last layer; factor per layer below it; rate of the readout.

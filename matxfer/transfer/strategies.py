@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 TOLERANCE = 0.02
 #: Strengths that ``strength="auto"`` tries, the strongest first.
 STRENGTHS = (10.0, 1.0, 0.1, 0.01, 0.0)
+#: Random weights need more passes than pretrained ones; early stopping ends most of them sooner.
+SCRATCH_EPOCHS = 100
 #: ``auto`` does not train layers where even one epoch of them would take longer than this.
 SLOW_EPOCH_S = 60.0
 
@@ -194,7 +196,13 @@ def _scratch(task: Task, config: FinetuneConfig) -> tuple[Plugin, dict[str, Any]
     plugin = Plugin(task.base, 0, head)
     fresh = EdgeGatedNetwork.from_config(task.base.backbone.config())
     plugin.backbone.load_state_dict(fresh.state_dict())
-    own = replace(config, retain="none", layer_decay=1.0, learning_rate=config.head_learning_rate)
+    own = replace(
+        config,
+        retain="none",
+        layer_decay=1.0,
+        learning_rate=config.head_learning_rate,
+        epochs=config.epochs or SCRATCH_EPOCHS,
+    )
     return plugin, asdict(train_plugin(task, plugin, task.targets(head.scaler, None), own))
 
 
