@@ -23,7 +23,7 @@ def tune(tiny_model, crystal_table):
     def run(**options):
         options = {
             "freeze": 0, "epochs": 15, "patience": 15, "learning_rate": 1e-2, "batch_size": 16,
-            **options,
+            "probe_first": False, **options,
         }  # fmt: skip
         return finetune(crystal_table, TARGET, model=tiny_model, split_column="split", **options)
 

@@ -27,7 +27,9 @@ from matxfer.transfer.ewc import EWCPenalty
 from matxfer.transfer.finetune import FinetuneConfig, finetune
 from matxfer.transfer.freezing import parameter_groups, trainable_blocks
 from matxfer.transfer.plugin import Plugin
-from matxfer.transfer.training import FinetuneModule, Fit, PluginBatch, PluginRows
+from matxfer.transfer.readout_training import Fit
+from matxfer.transfer.rows import PluginBatch, PluginRows
+from matxfer.transfer.training import FinetuneModule
 
 TARGET = "debye_temperature_k"
 L = 3
@@ -206,8 +208,12 @@ def test_training_starts_from_the_kept_activations(depth, readout, tune, monkeyp
 
     def recompute(self, rows):
         calls.append(len(rows))
-        known = original(self, rows)
-        return PluginBatch(self.task.graphs.batch(rows), known.targets)
+        known, graphs = original(self, rows), self.task.graphs.batch(rows)
+        inputs = None
+        if self.plugin.runs_no_layer:
+            with torch.no_grad():
+                inputs = self.plugin.head.inputs(self.plugin.nodes(graphs), graphs)
+        return PluginBatch(graphs, known.targets, inputs)
 
     monkeypatch.setattr(PluginRows, "batch", recompute)
     recomputed = tune(freeze=depth, readout=readout)

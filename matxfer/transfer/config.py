@@ -46,6 +46,9 @@ class FinetuneConfig:
         How the source is kept (see :mod:`matxfer.transfer.retention`) and how strongly; for ``ewc``
         and ``l2sp`` 1 is the full posterior of the source. ``"auto"``: the strongest whose
         validation error is within 2 % of the best.
+    probe_first
+        Train layers from where a readout alone ends: a random readout would bend them first, and
+        more than it needs (Kumar et al., ICLR 2022).
     epochs, patience, batch_size
         At most so many passes (``None``: 40 of pretrained layers, else 100); stop after
         ``patience`` passes without a better validation error.
@@ -75,6 +78,7 @@ class FinetuneConfig:
     difference: bool = True
     retain: str = "none"
     strength: float | str = 1.0
+    probe_first: bool = True
     epochs: int | None = None
     patience: int = 20
     batch_size: int = 32

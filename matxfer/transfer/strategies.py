@@ -73,8 +73,19 @@ class Trial:
         )
 
 
-def run_strategy(task: Task, config: FinetuneConfig, source: SourceData | None = None) -> Trial:
+def run_strategy(
+    task: Task,
+    config: FinetuneConfig,
+    source: SourceData | None = None,
+    probe: PluginHead | None = None,
+) -> Trial:
     """Make a plugin by one strategy; ``auto`` is :func:`choose`.
+
+    Parameters
+    ----------
+    probe
+        A head that was trained on the frozen network with the same options: where the training of
+        layers starts from one, it need not be trained again.
 
     Raises
     ------
@@ -82,7 +93,7 @@ def run_strategy(task: Task, config: FinetuneConfig, source: SourceData | None =
         If an option is out of range.
     """
     if config.strategy != "scratch" and config.strength == "auto":
-        return _strongest(task, config, source)
+        return _strongest(task, config, source, probe)
     L.seed_everything(config.seed, verbose=False)
     started = time.monotonic()
     if config.strategy == "features":
@@ -90,7 +101,7 @@ def run_strategy(task: Task, config: FinetuneConfig, source: SourceData | None =
     elif config.strategy == "scratch":
         plugin, facts = _scratch(task, config)
     else:
-        plugin, facts = _finetune(task, config, source)
+        plugin, facts = _finetune(task, config, source, probe)
     plugin.eval().round()
     val = task.parts["val"]
     error = float(np.abs(predicted(task, plugin, val)[0] - task.values[val]).mean())
@@ -98,10 +109,14 @@ def run_strategy(task: Task, config: FinetuneConfig, source: SourceData | None =
     return Trial(plugin, config, error, facts)
 
 
-def _strongest(task: Task, config: FinetuneConfig, source: SourceData | None) -> Trial:
+def _strongest(
+    task: Task, config: FinetuneConfig, source: SourceData | None, probe: PluginHead | None
+) -> Trial:
     """Return the trial of the strongest retention that costs next to nothing."""
     strengths = STRENGTHS if _retains(task, config) else STRENGTHS[-1:]
-    trials = [run_strategy(task, replace(config, strength=s), source) for s in strengths]
+    if probe is None and _starts_from_probe(task, config):
+        probe = _probe(task, config)
+    trials = [run_strategy(task, replace(config, strength=s), source, probe) for s in strengths]
     limit = min(trial.error for trial in trials) * (1 + TOLERANCE)
     chosen = next(trial for trial in trials if trial.error <= limit)
     tried = {str(t.config.strength): t.error for t in trials}
@@ -177,11 +192,23 @@ def _layers_are_affordable(task: Task, config: FinetuneConfig) -> bool:
     return edges * 2e-5 < SLOW_EPOCH_S
 
 
+def _starts_from_probe(task: Task, config: FinetuneConfig) -> bool:
+    return config.probe_first and _depth(task, config) < task.base.backbone.n_layers
+
+
+def _probe(task: Task, config: FinetuneConfig) -> PluginHead:
+    """Train a readout on the frozen network, with the epochs that such a one takes."""
+    alone = replace(config, freeze=task.base.backbone.n_layers, retain="none", epochs=None)
+    return _finetune(task, alone, None, None)[0].head
+
+
 def _finetune(
-    task: Task, config: FinetuneConfig, source: SourceData | None
+    task: Task, config: FinetuneConfig, source: SourceData | None, probe: PluginHead | None
 ) -> tuple[Plugin, dict[str, Any]]:
     depth = check_depth(task.base.backbone, _depth(task, config))
     head = _readout_head(task, config, task.source(config))
+    if _starts_from_probe(task, config):
+        head.load_state_dict((probe or _probe(task, config)).state_dict())
     plugin = Plugin(task.base, depth, head)
     retention = None
     if _retains(task, config):

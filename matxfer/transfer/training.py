@@ -1,28 +1,32 @@
-"""The training loop of a plugin: batches from kept activations, loss, rates, early stopping."""
+"""Training a plugin's layers: loss, a rate per layer, gradual unfreezing, early stopping."""
 
 from __future__ import annotations
 
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import lightning as L  # noqa: N812 - its documented alias
-import numpy as np
 import torch
 from lightning.pytorch import callbacks
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from matxfer.data.batch import GraphBatch
-from matxfer.nn.backbone import Features
 from matxfer.runtime import quiet_lightning
 from matxfer.transfer.freezing import parameter_groups, trainable_blocks
-from matxfer.transfer.retention import source_head_outputs
+from matxfer.transfer.readout_training import (
+    CLIP_NORM,
+    VALIDATION_BATCH,
+    Fit,
+    train_readout,
+    warmup_cosine,
+)
+from matxfer.transfer.rows import PluginBatch, PluginRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -31,114 +35,9 @@ if TYPE_CHECKING:
     from matxfer.transfer.retention import Retention
     from matxfer.transfer.task import Task
 
-#: Largest gradient norm of a layer or of the readout.
-CLIP_NORM = 1.0
-#: Passes at most, of a readout on frozen layers and of layers.
-READOUT_EPOCHS, LAYER_EPOCHS = 100, 40
-
-
-@dataclass(slots=True, eq=False)
-class PluginBatch:
-    """What one step needs.
-
-    Attributes
-    ----------
-    graphs
-        B graphs; without their edges where no layer is run.
-    targets
-        Normalised, (B,).
-    inputs
-        Of the readout, where no layer is run.
-    prefix, below
-        Features after the frozen layers, and node features of those that the head reads.
-    before
-        What the source heads said under the base's weights, (T, B), if it is needed.
-    """
-
-    graphs: GraphBatch
-    targets: Tensor
-    inputs: Tensor | None = None
-    prefix: Features | None = None
-    below: dict[int, Tensor] | None = None
-    before: Tensor | None = None
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PluginBatch:
-        """Return the batch on another device."""
-
-        def moved(value: Any) -> Any:
-            if isinstance(value, torch.Tensor | GraphBatch):
-                return value.to(device, non_blocking=non_blocking)
-            if isinstance(value, Features):
-                return Features(moved(value.node), moved(value.edge))
-            if isinstance(value, dict):
-                return {k: moved(v) for k, v in value.items()}
-            return value
-
-        return PluginBatch(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
-
-
-class PluginRows(Dataset[PluginBatch]):
-    """Rows of a task; a list of indices is fetched as one gather.
-
-    Parameters
-    ----------
-    task, plugin
-        Where the features come from, and which the plugin needs.
-    rows
-        Rows of the task, (n,).
-    targets
-        Normalised targets of all rows, (G,).
-    inputs
-        What the readout reads of all rows, where the plugin runs no layer.
-    before
-        Whether batches say what the source heads said.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        plugin: Plugin,
-        rows: NDArray[np.int64],
-        targets: NDArray[np.float32],
-        inputs: Tensor | None = None,
-        *,
-        before: bool = False,
-    ) -> None:
-        self.task, self.plugin, self.rows = task, plugin, rows
-        self.targets = torch.from_numpy(targets)
-        self.inputs, self.before = inputs, before
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitems__(self, indices: list[int]) -> PluginBatch:
-        """Gather a batch (the hook that PyTorch's fetcher calls with a list of indices)."""
-        return self.batch(self.rows[np.asarray(indices, dtype=np.int64)])
-
-    def batch(self, rows: NDArray[np.int64]) -> PluginBatch:
-        """Gather the batch of these rows of the task."""
-        task, plugin, targets = self.task, self.plugin, self.targets[torch.from_numpy(rows)]
-        if self.inputs is not None:
-            if plugin.head.readout.kind == "atomwise":
-                graphs = task.graphs.batch(rows, with_edges=False)
-                inputs = self.inputs[task.activations.node_rows(rows)]
-                return PluginBatch(graphs, targets, inputs)
-            return PluginBatch(_nothing(len(rows)), targets, self.inputs[torch.from_numpy(rows)])
-        graphs = task.graphs.batch(rows)
-        prefix, below = task.activations.start(rows, plugin.depth, plugin.head.layers)
-        before = None
-        if self.before:
-            last = task.activations.node(task.base.backbone.n_layers)
-            with torch.no_grad():
-                node = last[task.activations.node_rows(rows)]
-                before = source_head_outputs(task.base, node, graphs)
-        return PluginBatch(graphs, targets, None, prefix, below, before)
-
-
-def _nothing(n: int) -> GraphBatch:
-    empty = torch.zeros(0, dtype=torch.long)
-    edges = torch.zeros(2, 0, dtype=torch.long)
-    return GraphBatch(empty, torch.zeros(0), edges, torch.zeros(0, 3), empty, n)
+#: Passes at most of pretrained layers.
+LAYER_EPOCHS = 40
+_PARTS = ("train", "val")
 
 
 class FinetuneModule(L.LightningModule):
@@ -161,8 +60,8 @@ class FinetuneModule(L.LightningModule):
         self.plugin, self.config, self.retention = plugin, config, retention
         # Registered here so that Lightning moves and trains them; the plugin is no module.
         self.backbone, self.head = plugin.backbone, plugin.head
-        self.best = float("inf")
         self.best_epoch = 0
+        self.history: list[float] = []
         self.best_state: dict[str, Tensor] = {}
         self.averaged: dict[str, Tensor] = {}
         self._errors: list[Tensor] = []
@@ -204,8 +103,9 @@ class FinetuneModule(L.LightningModule):
         error = torch.cat(self._errors).mean()
         self._errors = []
         self.log("val_error", error, prog_bar=True)
-        if not self.best_state or float(error) < self.best:
-            self.best, self.best_epoch = float(error), self.current_epoch
+        self.history.append(float(error * self.head.scaler.std))
+        if not self.best_state or self.history[-1] < self.history[self.best_epoch]:
+            self.best_epoch = self.current_epoch
             kept = self.averaged or self._trained()
             self.best_state = {name: p.detach().clone() for name, p in kept.items()}
 
@@ -260,16 +160,8 @@ class FinetuneModule(L.LightningModule):
             weight_decay=config.weight_decay,
         )
         optimizer = torch.optim.AdamW(groups)
-        total = max(int(self.trainer.estimated_stepping_batches), 2)
-        warmup = max(int(total * config.warmup_fraction), 1)
-        schedule = torch.optim.lr_scheduler.SequentialLR(
-            optimizer,
-            [
-                torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=warmup),
-                torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(total - warmup, 1)),
-            ],
-            milestones=[warmup],
-        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = warmup_cosine(optimizer, steps, config.warmup_fraction)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -312,14 +204,6 @@ class GradualUnfreezing(callbacks.BaseFinetuning):
         return trainable_blocks(module.backbone, module.plugin.depth)
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """How a training went: the epoch of the best validation error, seconds per epoch."""
-
-    best_epoch: int
-    seconds_per_epoch: float
-
-
 def train_plugin(
     task: Task,
     plugin: Plugin,
@@ -327,27 +211,32 @@ def train_plugin(
     config: FinetuneConfig,
     retention: Retention | None = None,
 ) -> Fit:
-    """Train a plugin and put the weights of its best epoch in place."""
+    """Train a plugin and put the weights of its best epoch in place.
+
+    A readout alone is trained by :func:`~matxfer.transfer.readout_training.train_readout`.
+    """
     distills = retention is not None and retention.distills
-    loaders = []
-    inputs = None
-    if plugin.runs_no_layer and not distills:  # the same in every epoch
+    if plugin.runs_no_layer:
         inputs = task.inputs(plugin.head.readout.kind, plugin.head.layers)
-    for part, size, shuffle in (("train", config.batch_size, True), ("val", 128, False)):
+        train, val = (PluginRows(task, plugin, task.parts[p], targets, inputs) for p in _PARTS)
+        return train_readout(plugin, train, val, config)
+    loaders = []
+    for part, size, shuffle in zip(
+        _PARTS, (config.batch_size, VALIDATION_BATCH), (True, False), strict=True
+    ):
         before = distills and part == "train"
-        rows = PluginRows(task, plugin, task.parts[part], targets, inputs, before=before)
+        rows = PluginRows(task, plugin, task.parts[part], targets, before=before)
         order = torch.Generator().manual_seed(config.seed)
         loaders.append(
             DataLoader(rows, size, shuffle=shuffle, generator=order, collate_fn=_as_it_is)
         )
     module = FinetuneModule(plugin, config, retention)
-    alone = plugin.depth == task.base.backbone.n_layers
     hooks: list[L.Callback] = [callbacks.EarlyStopping("val_error", patience=config.patience)]
-    if config.unfreeze_every and not alone:
+    if config.unfreeze_every:
         hooks.append(GradualUnfreezing(config.unfreeze_every))
     with quiet_lightning():
         trainer = L.Trainer(
-            max_epochs=config.epochs or (READOUT_EPOCHS if alone else LAYER_EPOCHS),
+            max_epochs=config.epochs or LAYER_EPOCHS,
             callbacks=hooks,
             logger=False,
             enable_checkpointing=False,
@@ -362,7 +251,7 @@ def train_plugin(
     seconds = (time.monotonic() - started) / max(trainer.current_epoch, 1)
     module.cpu().restore_best()
     plugin.eval()
-    return Fit(module.best_epoch, seconds)
+    return Fit(module.best_epoch, seconds, module.history)
 
 
 def _as_it_is(batch: Any) -> Any:

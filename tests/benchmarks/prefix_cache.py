@@ -28,8 +28,9 @@ from matxfer.transfer.activations import Activations
 from matxfer.transfer.config import FinetuneConfig
 from matxfer.transfer.freezing import parameter_groups
 from matxfer.transfer.plugin import Plugin
+from matxfer.transfer.rows import PluginBatch, PluginRows
 from matxfer.transfer.task import make_task
-from matxfer.transfer.training import FinetuneModule, PluginBatch, PluginRows
+from matxfer.transfer.training import FinetuneModule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
