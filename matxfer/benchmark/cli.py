@@ -88,6 +88,96 @@ def transfer(
         print_json(summarised(Results(named, bench.data.published)))
 
 
+@app.command()
+def curves(
+    data: Data = DATA,
+    model: BaseModel = MODEL,
+    tasks: Tasks = None,
+    splits: Splits = "0,1,2",
+    variants: Annotated[
+        str | None,
+        typer.Option("--variants", help="See transfer (default: auto,readouts,scratch)."),
+    ] = None,
+    shares: Annotated[
+        str, typer.Option("--shares", help="Percent of the training rows.")
+    ] = "5,10,25,50,100",
+    epochs: Epochs = None,
+    threads: Threads = None,
+    output: Output = OUTPUT,
+    as_json: AsJson = False,
+) -> None:
+    """Error against the number of training rows, and epochs to be as good as scratch.
+
+    Writes OUTPUT/runs.jsonl, one line per run, and OUTPUT/curves.csv, curves.png and curves.md of
+    the runs asked for. Default tasks: jarvis_2d_eform, mp_phonons, mp_eps_electronic.
+    """
+    from matxfer.benchmark import curves as benchmark
+    from matxfer.benchmark.transfer import variants as known_variants
+
+    percents = integers("--shares", shares)
+    if not all(0 < percent <= 100 for percent in percents):
+        raise OptionError(f"--shares {shares!r}: write percent of the rows, from 1 to 100")
+    bench = _bench(data, model, epochs, threads)
+    wanted = benchmark.runs(
+        bench,
+        _chosen("--tasks", tasks, bench.data.names, benchmark.TASKS),
+        _chosen("--variants", variants, list(known_variants(bench.last)), benchmark.VARIANTS),
+        integers("--splits", splits),
+        [percent / 100 for percent in percents],
+    )
+    rows = benchmark.rows(bench, _complete(bench, wanted, output))
+    drawn = benchmark.draw(rows, Path(output) / "curves.png")
+    _write_rows(rows, output, "curves", drawn)
+    _write(bench, output, "curves", benchmark.TITLE, benchmark.tables(rows), as_json)
+    if as_json:
+        print_json({"rows": rows})
+
+
+@app.command()
+def plane(
+    data: Data = DATA,
+    model: BaseModel = MODEL,
+    tasks: Tasks = None,
+    splits: Splits = "0",
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", help="ewc, l2sp, replay, ewc+replay, freezing (default: all)."),
+    ] = None,
+    strengths: Annotated[
+        str | None,
+        typer.Option("--strengths", help="λ of all ways (default: 0.01 … 100; replay: 0.1 … 10)."),
+    ] = None,
+    epochs: Epochs = None,
+    threads: Threads = None,
+    output: Output = OUTPUT,
+    as_json: AsJson = False,
+) -> None:
+    """Target error against source error, over λ and frozen layers.
+
+    Writes OUTPUT/runs.jsonl, one line per run, and OUTPUT/plane.csv, plane.png and plane.md of
+    the runs asked for. Default tasks: jarvis_2d_eform, mp_phonons.
+    """
+    from matxfer.benchmark import plane as benchmark
+
+    by_way: dict[str, Sequence[float]] = dict(benchmark.STRENGTHS)
+    if strengths is not None:
+        by_way = dict.fromkeys(by_way, _numbers("--strengths", strengths))
+    bench = _bench(data, model, epochs, threads)
+    asked = (
+        _chosen("--tasks", tasks, bench.data.names, benchmark.TASKS),
+        _chosen("--methods", methods, benchmark.METHODS, benchmark.METHODS),
+        integers("--splits", splits),
+        by_way,
+    )
+    records = _complete(bench, benchmark.runs(bench, *asked), output)
+    rows = benchmark.rows(bench, records, *asked)
+    drawn = benchmark.draw(rows, Path(output) / "plane.png")
+    _write_rows(rows, output, "plane", drawn)
+    _write(bench, output, "plane", benchmark.TITLE, benchmark.tables(rows), as_json)
+    if as_json:
+        print_json({"rows": rows})
+
+
 def _bench(data: str, model: str, epochs: int | None, threads: int | None) -> Bench:
     import torch
 
@@ -144,6 +234,15 @@ def _say_record(record: Record) -> None:
     )
 
 
+def _write_rows(rows: Sequence[dict[str, Any]], output: str, name: str, drawn: bool) -> None:
+    """Write the numbers of a figure; say so if that is all."""
+    from matxfer.benchmark.figures import write_csv
+
+    write_csv(rows, Path(output) / f"{name}.csv")
+    if not drawn:
+        say(f"matplotlib is not installed, so {name}.png is not drawn; {name}.csv has its numbers")
+
+
 def _write(
     bench: Bench, output: str, name: str, title: str, tables: Sequence[Table], as_json: bool
 ) -> None:
@@ -173,3 +272,14 @@ def _chosen(
     if not names:
         raise OptionError(f"{option} {text!r}: write names with commas, such as {known[0]}")
     return names
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    """Read numbers that are not negative, with commas between them."""
+    try:
+        values = [float(word) for word in text.split(",")]
+    except ValueError:
+        values = [-1.0]
+    if not all(0 <= value < float("inf") for value in values):
+        raise OptionError(f"{option} {text!r}: write numbers with commas, such as 0.1,1,10")
+    return values
