@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -366,6 +367,39 @@ def test_a_run_that_appears_meanwhile_is_not_done_again(tmp_path):
     assert [r["test"] for r in found] == [0, 5, 2]
 
 
+CHILD = """
+import sys
+from pathlib import Path
+from matxfer.benchmark.records import Claims, Records
+path = Path(sys.argv[1])
+with Claims(path).claim({"k": 0}, wait=False) as ours:
+    print(ours, flush=True)
+    word = sys.stdin.readline()
+    if word == "done\\n":
+        Records(path).append({"run": {"k": 0}, "test": 7})
+"""
+
+
+@pytest.mark.parametrize(("word", "order"), [("done", [1, 2]), ("killed", [1, 2, 0])])
+def test_two_processes_share_the_work(word, order, tmp_path):
+    path, done = tmp_path / "runs.jsonl", []
+    words = [sys.executable, "-c", CHILD, str(path)]
+    other = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "True\n"
+
+    def measure(run):
+        done.append(run["k"])
+        if run["k"] == 2:
+            other.stdin.write(f"{word}\n")
+            other.stdin.flush()
+        return {"test": run["k"]}
+
+    found = records.complete(records.Records(path), [{"k": k} for k in (0, 1, 2)], measure)
+    other.communicate(timeout=30)
+    assert done == order
+    assert [r["test"] for r in found] == [7 if word == "done" else 0, 1, 2]
+
+
 # -- what the tables say ----------------------------------------------------------------------
 def record(task, split, variant, test, change=0.0, gap=0.0):
     source = {"e": {"change": change}, "gap": {"change": gap}}
@@ -405,6 +439,7 @@ def test_summary_by_hand():
     assert set(kept) == {"auto", "0 frozen", "0 frozen + EWC"}
     assert kept["0 frozen"]["change"] == pytest.approx({"e": (0.6 + 1.0) / 2, "gap": 0.1})
     assert kept["0 frozen"]["worst"] == pytest.approx({"e": 1.0, "gap": 0.2})
+    assert [kept[v]["harmless"] for v in ("0 frozen", "0 frozen + EWC")] == [0, 2]
     assert kept["0 frozen"]["target"] is None
     assert kept["0 frozen + EWC"]["target"] == pytest.approx((0.1 + 0.0) / 2)
 
@@ -458,15 +493,15 @@ def test_the_best_of_the_plane_is_chosen_on_validation_rows():
     def point(strength, val, test, change):
         return {"task": "a", "unit": "", "method": "ewc", "splits": 1, "strength": strength,
                 "val_mae": val, "test_mae": test, "source_change": change,
-                "seconds": 1}  # fmt: skip
+                "source_change_worst": 2 * change, "seconds": 1}  # fmt: skip
 
     rows = [point(0, 1.0, 1.0, 2.0), point(0.1, 1.01, 1.3, 0.2), point(1, 1.019, 0.9, 0.1),
-            point(10, 1.021, 0.1, 0.04), point(100, 1.5, 0.05, 0.0)]  # fmt: skip
+            point(10, 1.021, 0.1, 0.025), point(100, 1.5, 0.05, 0.0)]  # fmt: skip
     found = plane.best(rows, "a", "ewc")
     assert [found[k]["strength"] for k in ("free", "kept", "fitted")] == [0, 1, 10]
     assert plane.best(rows[:2], "a", "ewc")["fitted"] is None
     best, points = plane.tables(rows)
-    assert best.rows == [("a", "ewc", "1", "+10.0%", "-10.0%", "10", "-90.0%")]
+    assert best.rows == [("a", "ewc", "1", "+10.0% (+20.0%)", "-10.0%", "10", "-90.0%")]
     assert len(points.rows) == 5
 
 

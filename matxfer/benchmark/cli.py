@@ -201,7 +201,7 @@ def _complete(bench: Bench, wanted: list[dict[str, Any]], output: str) -> list[R
     from matxfer.benchmark.records import Records, complete
 
     records = Records(Path(output) / "runs.jsonl", on_damage=say)
-    there = sum(records.find(run) is not None for run in wanted)
+    there = len(wanted) - len(records.missing(wanted))
     say(f"{len(wanted)} runs, {there} of them in {records.path}")
     with interruptible("; the same command goes on where it stopped"):
         return complete(records, wanted, bench.measure, _say_record)

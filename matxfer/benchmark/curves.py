@@ -159,6 +159,11 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> bool:
             axis.errorbar(x, y, yerr=bars, label=name, capsize=2, **figures.style(k))
         unit = next(row["unit"] for row in rows if row["task"] == task)
         axis.set(xscale="log", yscale="log", title=task, xlabel="training rows")
+        sizes = sorted({row["train_rows"] for row in rows if row["task"] == task})
+        axis.set_xticks(sizes, [f"{size}" for size in sizes])
+        axis.set_xticks([], minor=True)
+        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            ticks("{x:g}")
         axis.set_ylabel("test MAE" + (f", {unit}" if unit else ""))
     axes[0].legend()
     figure.suptitle("mean and range over the splits", fontsize="small")

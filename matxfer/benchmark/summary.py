@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from matxfer.benchmark.records import Record
 
 
+#: A source error that rises by no more than this is kept.
+TOLERANCE = 0.05
+
+
 class Results:
     """Records that bear the name of their variant, and published errors.
 
@@ -150,9 +154,10 @@ def retention(results: Results) -> dict[str, dict[str, Any]]:
     -------
     dict
         By variant: ``tasks``; ``change``, the relative change of each source property's held-out
-        error, mean over splits and then over tasks; ``worst``, that of the worst task; ``target``,
-        the mean over tasks of the test error relative to the same variant without EWC, on the
-        splits that both have.
+        error, mean over splits and then over tasks; ``worst``, that of the worst task;
+        ``harmless``, the tasks on which no property's rises by more than 5 %; ``target``, the mean
+        over tasks of the test error relative to the same variant without EWC, on the splits that
+        both have.
     """
     found = {}
     for variant in results.variants:
@@ -167,14 +172,14 @@ def retention(results: Results) -> dict[str, dict[str, Any]]:
             free = results.by_split(task, variant.removesuffix(" + EWC"))
             both = sorted(set(held) & set(free))
             if both and "EWC" in variant:
-                sums = (statistics.mean(r[s]["test"] for s in both) for r in (held, free))
-                ours, theirs = sums
+                ours, theirs = (statistics.mean(r[s]["test"] for s in both) for r in (held, free))
                 target.append(ours / theirs - 1)
         names = list(dict.fromkeys(n for row in by_task for n in row))
         found[variant] = {
             "tasks": len(by_task),
             "change": {n: statistics.mean(r[n] for r in by_task if n in r) for n in names},
             "worst": {n: max(r[n] for r in by_task if n in r) for n in names},
+            "harmless": sum(max(r.values(), default=0.0) <= TOLERANCE for r in by_task),
             "target": statistics.mean(target) if target else None,
         }
     return found
