@@ -216,6 +216,14 @@ def test_no_data(run, tmp_path):
     assert "--data or $MATXFER_DATA" in err
 
 
+def test_data_folder_of_the_environment(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MATXFER_DATA", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(sys, "argv", ["matxfer", "benchmark", "transfer"])
+    with pytest.raises(SystemExit):
+        matxfer.cli.main()
+    assert f"{tmp_path / 'elsewhere'}: there is no folder" in capsys.readouterr().err
+
+
 def test_no_published_results(run, folder, tmp_path):
     (tmp_path / "alone").mkdir()
     (tmp_path / "alone" / "data").symlink_to(folder)
