@@ -193,7 +193,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> bool:
         axis.set_xscale("symlog", linthresh=1)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.axvline(100 * TOLERANCE, color="0.7", linewidth=0.8, linestyle=":")
-        axis.set(title=task, xlabel="change of the source errors (mean of properties), %")
+        axis.set(title=task, xlabel="mean change of the source errors, %")
         axis.set_ylabel("test MAE" + (f", {unit}" if unit else ""))
     axes[0].legend(fontsize="small")
     figures.save(figure, path)
