@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from matxfer.benchmark.cli import app as benchmark_app
 from matxfer.errors import MatxferError
 from matxfer.terminal import (
     condition,
@@ -33,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(benchmark_app)
 
 ModelOption = Annotated[
     str, typer.Option("--model", help="Base model: a shipped one by name, or its folder.")

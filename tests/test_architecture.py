@@ -22,7 +22,7 @@ FLOORS = (
     ("fisher", "metrics", "model_card"),
     ("pretraining", "transfer"),
     ("prediction", "evaluation"),
-    ("calculator", "output"),
+    ("calculator", "output", "benchmark"),
     ("cli",),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

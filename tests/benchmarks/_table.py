@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import sys
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from matxfer.benchmark.markdown import Table, command_line, document, facts
 from matxfer.data.store import available_cpus
-from matxfer.provenance import versions
 from matxfer.readers import crystals_of_table, load_table
 from matxfer.readers.tables import ARRAY_COLUMNS
 
@@ -23,60 +19,21 @@ if TYPE_CHECKING:
 
     from matxfer.crystal import Crystal
 
+__all__ = [
+    "Table",
+    "add_common_arguments",
+    "facts",
+    "random_crystals",
+    "write_tables",
+]
+
 RESULTS = Path(__file__).resolve().parent / "results"
-
-
-@dataclass(slots=True)
-class Table:
-    """Rows of cells under a heading; numbers are formatted by whoever fills them in."""
-
-    heading: str
-    columns: Sequence[str]
-    rows: list[Sequence[object]] = field(default_factory=list)
-
-    def markdown(self) -> str:
-        """Return the table as Markdown, columns padded to equal width."""
-        cells = [[str(cell) for cell in row] for row in (self.columns, *self.rows)]
-        width = [max(len(row[k]) for row in cells) for k in range(len(self.columns))]
-        lines = [
-            "| " + " | ".join(c.ljust(w) for c, w in zip(row, width, strict=True)) + " |"
-            for row in cells
-        ]
-        lines.insert(1, "| " + " | ".join("-" * w for w in width) + " |")
-        return "\n".join([f"## {self.heading}", "", *lines])
-
-
-def command_line() -> str:
-    """Return the command of this process, absolute paths made relative to where it was started."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    script = f"tests/benchmarks/{words[0]}"
-    plain = [os.path.relpath(w) if Path(w).is_absolute() else w for w in words[1:]]
-    return shlex.join(["python", script, *plain])
-
-
-def facts(threads: int, **more: object) -> list[str]:
-    """Return when and with what the figures were taken, as lines of a Markdown list."""
-    import torch_geometric
-
-    used = versions() | {"torch_geometric": torch_geometric.__version__}
-    more = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "threads": f"{threads} of {available_cpus()} CPUs",
-        "versions": ", ".join(f"{k} {v}" for k, v in used.items() if v[0].isdigit()),
-        **more,
-    }
-    return [f"- {name.replace('_', ' ')}: {value}" for name, value in more.items()]
 
 
 def write_tables(path: Path, title: str, facts: Sequence[str], tables: Sequence[Table]) -> None:
     """Write (and print) a result: title, command, facts, tables."""
-    parts = [
-        f"# {title}",
-        f"```\n{command_line()}\n```",
-        "\n".join(facts),
-        *(table.markdown() for table in tables),
-    ]
-    text = "\n\n".join(parts) + "\n"
+    script = f"tests/benchmarks/{Path(sys.argv[0]).name}"
+    text = document(title, command_line("python", script), facts, tables)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     print(text)

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from _table import Table, add_common_arguments, facts, write_tables
-from transfer import target_of
 
+from matxfer.benchmark.tasks import TASKS, target_of
 from matxfer.data.loader import edge_budget_batches
 from matxfer.data.properties import apply_transform, invert_transform, property_of
 from matxfer.data.store import graph_store
@@ -32,16 +32,6 @@ from matxfer.readers import load_table
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-TASKS = (
-    "expt_eform",
-    "jarvis_2d_eform",
-    "jarvis_2d_exfoliation",
-    "jarvis_2d_dielectric_opt",
-    "mp_elastic_anisotropy",
-    "mp_eps_electronic",
-    "mp_phonons",
-    "mp_poisson_ratio",
-)
 WIDTHS = (0.5, 1.0, 2.0, 4.0)  # of the kernel, in units of the root of the number of features
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 

@@ -1,0 +1,1 @@
+"""What transfer is worth: small tasks beside published results, learning curves, forgetting."""
