@@ -20,7 +20,6 @@ from matxfer.benchmark.transfer import frozen, named, retained, variants
 from matxfer.data.table import TableError
 from matxfer.errors import OptionError
 from matxfer.transfer.finetune import finetune
-from matxfer.transfer.training import FinetuneModule
 
 TARGET = "debye_temperature_k"
 ARRAYS = ["material_id", "lattice", "numbers", "frac_coords"]
@@ -61,7 +60,7 @@ def folder(crystal_frame, tmp_path_factory):
 
 @pytest.fixture
 def bench(tiny_model, folder):
-    return Bench(tiny_model, DataFolder(folder), epochs=2)
+    return Bench(tiny_model, DataFolder(folder), epochs=15)
 
 
 @pytest.fixture
@@ -71,7 +70,7 @@ def run(monkeypatch, capsys, tmp_path, folder, tiny_model_folder):
 
     def call(command, *words, data=folder):
         common = ["--data", data, "--model", tiny_model_folder, "--threads", 1, "-o", "out"]
-        common += ["--tasks", "toy_debye", "--epochs", 2]
+        common += ["--tasks", "toy_debye", "--epochs", 15]
         monkeypatch.setattr(
             sys, "argv", ["matxfer", *map(str, ["benchmark", command, *common, *words])]
         )
@@ -107,10 +106,10 @@ def test_transfer(run, tiny_model, folder, tmp_path):
     assert cells == ["task", "unit", "splits", *names.split(","), "good", "bad"]
     # The figures are those of a fine-tuning by hand.
     record = next(r for r in lines() if r["run"]["options"].get("retain") == "ewc")
-    assert record["run"]["options"] == retained("ewc", 1.0, 2) | {"epochs": 2}
+    assert record["run"]["options"] == retained("ewc", 1.0, 2) | {"epochs": 15}
     plugin = finetune(
         folder / "small_tasks" / "toy_debye.parquet", TARGET, model=tiny_model,
-        split_column="split_0", seed=0, strategy="finetune", freeze=2, retain="ewc", epochs=2,
+        split_column="split_0", seed=0, strategy="finetune", freeze=2, retain="ewc", epochs=15,
     )  # fmt: skip
     assert record["test"] == pytest.approx(plugin.meta["figures"]["test"]["mae"], rel=1e-6)
     assert record["val"] == pytest.approx(plugin.meta["figures"]["val"]["mae"], rel=1e-6)
@@ -297,7 +296,7 @@ def test_unknown_task(folder):
 def test_forgetting_is_what_finetune_reports(bench, tiny_model):
     task = bench.data.task("toy_debye")
     plugin = finetune(
-        task.path, TARGET, model=tiny_model, split_column="split_0", freeze=1, epochs=2,
+        task.path, TARGET, model=tiny_model, split_column="split_0", freeze=1, epochs=15,
         source_data=bench.data.source_rows("test", 1000),
     )  # fmt: skip
     expected = plugin.meta["retention"]["source_error"]
@@ -310,22 +309,10 @@ def test_forgetting_is_what_finetune_reports(bench, tiny_model):
     assert not set(bench.rehearsal.material_id) & held_out
 
 
-def test_validation_errors_by_epoch_are_on_the_scale_of_the_target(bench, monkeypatch):
+def test_validation_errors_by_epoch_are_on_the_scale_of_the_target(bench):
     """Their smallest is the validation MAE, up to the rounding of the weights."""
-    best = []
-    restore = FinetuneModule.restore_best
-    monkeypatch.setattr(
-        FinetuneModule, "restore_best", lambda self: best.append(self.best) or restore(self)
-    )
-
-    def with_history(*args, **options):
-        plugin = finetune(*args, **options)
-        plugin.meta["history"] = best
-        return plugin
-
-    monkeypatch.setattr("matxfer.benchmark.bench.finetune", with_history)
     record = bench.measure(bench.run("toy_debye", 0, frozen(2)))
-    assert record["val_errors"][0] == pytest.approx(record["val"], rel=2e-3)
+    assert min(record["val_errors"]) == pytest.approx(record["val"], rel=2e-3)
 
 
 def test_a_run_says_what_it_depends_on(tiny_model, folder):

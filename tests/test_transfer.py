@@ -34,7 +34,10 @@ from matxfer.transfer.training import FinetuneModule
 TARGET = "debye_temperature_k"
 L = 3
 #: Learns enough in a few steps to tell one run from another.
-QUICK = {"freeze": 1, "epochs": 2, "learning_rate": 3e-3, "head_learning_rate": 1e-2}
+QUICK = {
+    "freeze": 1, "epochs": 2, "learning_rate": 3e-3, "head_learning_rate": 1e-2,
+    "probe_first": False, "batch_size": 32, "hidden_dim": 64,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -400,6 +403,7 @@ def test_ewc_needs_the_size_of_the_source(tune, tiny_model_folder, tmp_path):
         ("retain", "ewc", {"strength": 1.0}),
         ("strength", 10.0, {"retain": "ewc"}),
         ("epochs", 3, {}),
+        ("probe_first", True, {}),
         ("patience", 12, {"epochs": 12, "learning_rate": 0.02, "head_learning_rate": 0.05}),
         ("batch_size", 16, {}),
         ("learning_rate", 1e-3, {}),

@@ -87,8 +87,6 @@ class Bench:
             **options,
         )
         meta, figures = plugin.meta, plugin.meta["figures"]
-        history = meta.get("history")
-        std = float(plugin.head.scaler.std)
         return {
             "val": figures["val"]["mae"],
             "test": figures["test"]["mae"],
@@ -100,7 +98,7 @@ class Bench:
             "seconds": meta["seconds"],
             "seconds_per_epoch": meta.get("seconds_per_epoch"),
             "best_epoch": meta.get("best_epoch"),
-            "val_errors": history and [round(std * error, 6) for error in history],
+            "val_errors": [round(error, 6) for error in meta.get("history", [])],
             "source": source_errors(plugin, self.held_out),
         }
 

@@ -109,6 +109,57 @@ class ReadoutEnsemble(nn.Module):
         }
 
 
+def join_readouts(
+    readouts: Sequence[tuple[ReadoutEnsemble, Sequence[int]]],
+) -> tuple[ReadoutEnsemble, tuple[int, ...]] | None:
+    """Put the members of several readouts side by side, as one that reads all that they read.
+
+    A member has zero weights for what it does not read, so it says what it said before; the mean
+    over all members is the mean of the readouts.
+
+    Parameters
+    ----------
+    readouts
+        Each with the layers that it reads; all of one hidden width.
+
+    Returns
+    -------
+    tuple or None
+        The joint readout and its layers; ``None`` where no kind reads all: means over outputs per
+        atom and networks on pooled features do not mix.
+    """
+    wanted = {part for readout, _ in readouts for part in _parts(readout.kind)}
+    kind = next((k for k in POOLED_PARTS if wanted <= set(_parts(k))), None)
+    if kind is None:
+        return None
+    layers = tuple(sorted({layer for _, own in readouts for layer in own}))
+    first, read = readouts[0]
+    width = first.layer_dim // len(read)
+    members = sum(readout.members for readout, _ in readouts)
+    joint = ReadoutEnsemble(kind, width * len(layers), first.hidden_dim, members)
+    begin = 0
+    with torch.no_grad():
+        joint.inner.zero_()
+        for readout, own in readouts:
+            blocks = [
+                _parts(kind).index(part) * len(layers) + layers.index(layer)
+                for part in _parts(readout.kind)
+                for layer in own
+            ]
+            rows = torch.cat([torch.arange(width) + block * width for block in blocks])
+            mine = slice(begin, begin + readout.members)
+            joint.inner[mine, rows] = readout.inner
+            joint.inner_bias[mine] = readout.inner_bias
+            joint.outer[mine] = readout.outer
+            joint.outer_bias[mine] = readout.outer_bias
+            begin = mine.stop
+    return joint, layers
+
+
+def _parts(kind: str) -> tuple[str, ...]:
+    return POOLED_PARTS[kind] or ("atoms",)
+
+
 def _uniform(*shape: int, fan_in: int) -> Tensor:
     weights: Tensor = (2 * torch.rand(*shape) - 1) / fan_in**0.5
     return weights

@@ -50,7 +50,8 @@ class FinetuneConfig:
         Train layers from where a readout alone ends: a random readout would bend them first, and
         more than it needs (Kumar et al., ICLR 2022).
     epochs, patience, batch_size
-        At most so many passes (``None``: 40 of pretrained layers, else 100); stop after
+        At most so many passes (``None``: 12 of layers under a trained readout, 40 of other
+        pretrained ones, 50 of random ones, 100 of a readout alone); stop after
         ``patience`` passes without a better validation error.
     learning_rate, layer_decay, head_learning_rate
         Rate of the last layer; factor per layer below it; rate of the readout.
@@ -72,7 +73,7 @@ class FinetuneConfig:
     freeze: int | None = None
     layers: tuple[int, ...] | None = None
     readout: str | None = None
-    hidden_dim: int = 64
+    hidden_dim: int = 32
     members: int = 4
     features: str | None = None
     difference: bool = True
@@ -81,10 +82,10 @@ class FinetuneConfig:
     probe_first: bool = True
     epochs: int | None = None
     patience: int = 20
-    batch_size: int = 32
+    batch_size: int = 64
     learning_rate: float = 5e-4
     layer_decay: float = 0.7
-    head_learning_rate: float = 1e-3
+    head_learning_rate: float = 1.5e-3
     unfreeze_every: int = 0
     warmup_fraction: float = 0.05
     average: float = 0.0

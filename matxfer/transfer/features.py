@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Floats = NDArray[np.float64]
+    Axes = tuple[Floats, Floats]
 
 METHODS = ("ridge", "kernel_ridge", "gaussian_process", "forest")
 #: Principal components kept.
@@ -41,6 +42,7 @@ def fit_features(
     train: NDArray[np.int64],
     val: NDArray[np.int64],
     seed: int = 0,
+    axes: Axes | None = None,
 ) -> FeatureReadout:
     """Fit a simple model; of its settings the one of the smallest validation error.
 
@@ -56,6 +58,8 @@ def fit_features(
         Rows to fit to and to choose on.
     seed
         Of the forest.
+    axes
+        What :func:`principal_axes` returns for the training rows, if it is known.
 
     Raises
     ------
@@ -69,7 +73,7 @@ def fit_features(
             f"a Gaussian process on {len(train)} rows takes minutes (limit "
             f"{GAUSSIAN_PROCESS_ROWS}); use kernel_ridge, its equal without the marginal likelihood"
         )
-    centre, project = _principal(inputs[torch.from_numpy(train)].double().numpy())
+    centre, project = axes or principal_axes(inputs, train)
     x = (inputs.double().numpy() - centre) @ project
     fits = {"ridge": _ridge, "kernel_ridge": _kernel_ridge, "forest": _forest}
     fit: Callable[..., Iterator[tuple[str, dict[str, Any]]]] = fits.get(method, _gaussian_process)
@@ -86,10 +90,11 @@ def fit_features(
     return chosen
 
 
-def _principal(x: Floats) -> tuple[Floats, Floats]:
+def principal_axes(inputs: Tensor, train: NDArray[np.int64]) -> Axes:
     """Return centre (D,) and axes (D, d), scaled so that components have a mean square of 1."""
     from sklearn.decomposition import PCA
 
+    x = inputs[torch.from_numpy(train)].double().numpy()
     # Each feature counts alike: a constant one would be noise blown up, so it is left out.
     spread = x.std(axis=0)
     weight = np.where(spread > 1e-6, 1 / np.maximum(spread, 1e-6), 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import lightning as L  # noqa: N812 - its documented alias
 import numpy as np
 
-from matxfer.nn.ensemble import ReadoutEnsemble
+from matxfer.nn.ensemble import ReadoutEnsemble, join_readouts
 from matxfer.nn.feature_readout import FeatureReadout
 from matxfer.nn.network import EdgeGatedNetwork
-from matxfer.transfer.features import GAUSSIAN_PROCESS_ROWS, fit_features
+from matxfer.transfer.features import fit_features
 from matxfer.transfer.freezing import check_depth
 from matxfer.transfer.plugin import Plugin
 from matxfer.transfer.report import predicted
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
 TOLERANCE = 0.02
 #: Strengths that ``strength="auto"`` tries, the strongest first.
 STRENGTHS = (10.0, 1.0, 0.1, 0.01, 0.0)
-#: Random weights need more passes than pretrained ones; early stopping ends most of them sooner.
-SCRATCH_EPOCHS = 100
+#: Random weights need more passes than pretrained ones; twice as many were no better.
+SCRATCH_EPOCHS = 50
+#: ``auto`` tries a Gaussian process up to so many rows, where it takes a second.
+FEW_ROWS = 400
 #: ``auto`` does not train layers where even one epoch of them would take longer than this.
 SLOW_EPOCH_S = 60.0
 
@@ -102,6 +105,13 @@ def run_strategy(
         plugin, facts = _scratch(task, config)
     else:
         plugin, facts = _finetune(task, config, source, probe)
+    return _measured(task, plugin, config, facts, started)
+
+
+def _measured(
+    task: Task, plugin: Plugin, config: FinetuneConfig, facts: dict[str, Any], started: float
+) -> Trial:
+    """Round a finished plugin as its file will, and measure it on the validation rows."""
     plugin.eval().round()
     val = task.parts["val"]
     error = float(np.abs(predicted(task, plugin, val)[0] - task.values[val]).mean())
@@ -149,23 +159,53 @@ def choose(
     """
     trials: list[Trial] = []
 
-    def attempt(candidate: FinetuneConfig) -> None:
-        trials.append(run_strategy(task, candidate, source))
+    def add(trial: Trial) -> None:
+        trials.append(trial)
         if on_trial is not None:
-            on_trial(trials[-1])
+            on_trial(trial)
+
+    def attempt(candidate: FinetuneConfig, start: PluginHead | None = None) -> None:
+        add(run_strategy(task, candidate, source, start))
 
     last = task.base.backbone.n_layers
+    probe: Trial | None = None
     if config.freeze in (None, last):
         for candidate in _on_frozen_layers(task, config):
             attempt(candidate)
-    if config.freeze != last and _layers_are_affordable(task, config):
+        if (joint := _joint(task, trials)) is not None:
+            add(joint)
         tuned = [t for t in trials if t.config.strategy == "finetune"]
-        readout = min(tuned, key=lambda t: t.error).config.readout if tuned else config.readout
+        probe = min(tuned, key=lambda t: t.error)
+    if config.freeze != last and _layers_are_affordable(task, config):
         depth = last // 2 if config.freeze is None else config.freeze
         # Held by default: it costs next to nothing, and the layers stay of use to the source.
         held = "ewc" if config.retain == "none" and task.base.has_fisher else config.retain
-        attempt(replace(config, strategy="finetune", freeze=depth, readout=readout, retain=held))
+        start = config if probe is None else probe.config
+        candidate = replace(start, strategy="finetune", freeze=depth, retain=held)
+        head = probe.plugin.head if probe is not None and config.probe_first else None
+        attempt(candidate, head)
     return min(trials, key=lambda trial: trial.error), trials
+
+
+def _joint(task: Task, trials: list[Trial]) -> Trial | None:
+    """Return the mean of the two best readouts as one, if they can be joined."""
+    started = time.monotonic()
+    tuned = [
+        (trial, trial.plugin.head.readout)
+        for trial in sorted(trials, key=lambda trial: trial.error)
+        if isinstance(trial.plugin.head.readout, ReadoutEnsemble)
+    ][:2]
+    joint = join_readouts([(readout, trial.plugin.head.layers) for trial, readout in tuned])
+    if joint is None or len(tuned) < 2:
+        return None
+    (readout, layers), best = joint, tuned[0][0]
+    old = best.plugin.head
+    plugin = Plugin(
+        task.base, best.plugin.depth, task.head(layers, readout, old.source, old.scaler)
+    )
+    config = replace(best.config, readout=readout.kind, layers=layers, members=readout.members)
+    facts = {"mean_of": [trial.label for trial, _ in tuned]}
+    return _measured(task, plugin, config, facts, started)
 
 
 def _on_frozen_layers(task: Task, config: FinetuneConfig) -> Iterator[FinetuneConfig]:
@@ -180,7 +220,7 @@ def _on_frozen_layers(task: Task, config: FinetuneConfig) -> Iterator[FinetuneCo
     simple = replace(config, strategy="features")
     for layers in [config.layers] if config.layers else [every, (last,)]:
         yield replace(simple, features="kernel_ridge", layers=layers)
-    if len(task.parts["train"]) <= GAUSSIAN_PROCESS_ROWS:
+    if len(task.parts["train"]) <= FEW_ROWS:
         yield replace(simple, features="gaussian_process")
 
 
@@ -206,9 +246,10 @@ def _finetune(
     task: Task, config: FinetuneConfig, source: SourceData | None, probe: PluginHead | None
 ) -> tuple[Plugin, dict[str, Any]]:
     depth = check_depth(task.base.backbone, _depth(task, config))
-    head = _readout_head(task, config, task.source(config))
     if _starts_from_probe(task, config):
-        head.load_state_dict((probe or _probe(task, config)).state_dict())
+        head = copy.deepcopy(probe or _probe(task, config))
+    else:
+        head = _readout_head(task, config, task.source(config))
     plugin = Plugin(task.base, depth, head)
     retention = None
     if _retains(task, config):
@@ -226,6 +267,7 @@ def _scratch(task: Task, config: FinetuneConfig) -> tuple[Plugin, dict[str, Any]
     own = replace(
         config,
         retain="none",
+        probe_first=False,
         layer_decay=1.0,
         learning_rate=config.head_learning_rate,
         epochs=config.epochs or SCRATCH_EPOCHS,
@@ -255,6 +297,7 @@ def _features(task: Task, config: FinetuneConfig) -> tuple[Plugin, dict[str, Any
         task.parts["train"],
         task.parts["val"],
         config.seed,
+        task.axes(layers),
     )
     head = task.head(layers, readout, source, scaler)
     return Plugin(task.base, task.base.backbone.n_layers, head), {}

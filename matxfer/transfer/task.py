@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +11,11 @@ import torch
 from matxfer.data.properties import property_of
 from matxfer.data.table import TableError
 from matxfer.nn.ensemble import normalised_layers, readout_inputs
+from matxfer.nn.feature_readout import FeatureReadout
 from matxfer.nn.head import default_readout
 from matxfer.nn.plugin_head import PluginHead, like_source
 from matxfer.nn.scaling import TargetScaler
+from matxfer.transfer.features import principal_axes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
     from matxfer.data.table import PropertyTable
     from matxfer.model import Model
     from matxfer.nn.ensemble import ReadoutEnsemble
-    from matxfer.nn.feature_readout import FeatureReadout
     from matxfer.transfer.activations import Activations
     from matxfer.transfer.config import FinetuneConfig
+    from matxfer.transfer.features import Axes
 
 #: Fewer usable training rows than this are no basis for a model.
 FEWEST_ROWS = 10
@@ -57,6 +59,7 @@ class Task:
     values: NDArray[np.float64]
     parts: dict[str, NDArray[np.int64]]
     excluded: dict[str, int]
+    _axes: dict[tuple[int, ...], Axes] = field(default_factory=dict)
 
     def layers(self, config: FinetuneConfig) -> tuple[int, ...]:
         """Return the layers that a readout reads."""
@@ -97,6 +100,13 @@ class Task:
         nodes = [self.activations.node(k) for k in layers]
         with torch.no_grad():
             return readout_inputs(kind, normalised_layers(nodes), graphs)
+
+    def axes(self, layers: tuple[int, ...]) -> Axes:
+        """Return the principal axes of the training rows' fingerprints, computed once."""
+        if layers not in self._axes:
+            inputs = self.inputs(FeatureReadout.kind, layers)
+            self._axes[layers] = principal_axes(inputs, self.parts["train"])
+        return self._axes[layers]
 
     @property
     def elements(self) -> list[int]:

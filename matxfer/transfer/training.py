@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from matxfer.transfer.retention import Retention
     from matxfer.transfer.task import Task
 
-#: Passes at most of pretrained layers.
-LAYER_EPOCHS = 40
+#: Passes at most of pretrained layers, and of those under a readout that was trained before.
+LAYER_EPOCHS, PROBED_EPOCHS = 40, 12
+#: Share of the readout's rate once it has been trained on the frozen network.
+PROBED = 0.2
 _PARTS = ("train", "val")
 
 
@@ -155,7 +157,7 @@ class FinetuneModule(L.LightningModule):
             self.head,
             self.plugin.depth,
             learning_rate=config.learning_rate,
-            head_learning_rate=config.head_learning_rate,
+            head_learning_rate=config.head_learning_rate * (PROBED if config.probe_first else 1.0),
             layer_decay=config.layer_decay,
             weight_decay=config.weight_decay,
         )
@@ -236,7 +238,7 @@ def train_plugin(
         hooks.append(GradualUnfreezing(config.unfreeze_every))
     with quiet_lightning():
         trainer = L.Trainer(
-            max_epochs=config.epochs or LAYER_EPOCHS,
+            max_epochs=config.epochs or (PROBED_EPOCHS if config.probe_first else LAYER_EPOCHS),
             callbacks=hooks,
             logger=False,
             enable_checkpointing=False,
