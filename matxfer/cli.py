@@ -165,7 +165,11 @@ def finetune(
     ] = None,
     members: Annotated[int | None, typer.Option(help="Readouts in the ensemble.")] = None,
     transform: Annotated[
-        str | None, typer.Option(help="identity, nonnegative, log, log10 or log1p.")
+        str | None,
+        typer.Option(
+            help="identity, nonnegative, log, log10, log1p, bounded(LOW,HIGH), or auto: chosen on "
+            "validation rows (default: that of the property)."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Initial weights, order, random split.")] = None,
     structure_column: StructureColumn = None,
@@ -218,6 +222,8 @@ def finetune(
     if as_json:
         print_json({"plugin": folder, **plugin.meta})
         return
+    if transforms := plugin.meta.get("transform_trials"):
+        typer.echo(f"transform: {transforms['chosen']}, {transforms['why']}")
     typer.echo(f"chosen: {plugin.meta['chosen']}")
     for part, figures in plugin.meta["figures"].items():
         typer.echo(f"{part:5s} {figures_line(figures)}")
