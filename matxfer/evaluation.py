@@ -12,9 +12,9 @@ from matxfer.data.properties import unit_of
 from matxfer.data.store import graph_store
 from matxfer.data.table import TableError, open_table, read_property_table, require_column
 from matxfer.metrics import regression_metrics
-from matxfer.model import DEFAULT_MODEL, Model, load_model
 from matxfer.runtime import keep_large_blocks
-from matxfer.transfer.plugin import Plugin, load_plugin, predict_all
+from matxfer.transfer.bases import with_base
+from matxfer.transfer.plugin import predict_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from matxfer.data.packed import PackedGraphs
+    from matxfer.model import Model
+    from matxfer.transfer.plugin import Plugin
 
 
 def evaluate(
@@ -31,7 +33,7 @@ def evaluate(
     target: str,
     plugin: str | Path | Plugin | None = None,
     *,
-    model: str | Path | Model = DEFAULT_MODEL,
+    model: str | Path | Model | None = None,
     split_column: str | None = None,
     split: str = "test",
     where: Mapping[str, str] | None = None,
@@ -49,7 +51,7 @@ def evaluate(
     plugin
         Plugin that predicts it; without one, the base model's own head.
     model
-        Base model.
+        Base model; ``None``: that of the plugin, without one ``mp-base``.
     split_column, split
         Look at the rows whose ``split_column`` says ``split``; without a column, at all rows.
     where
@@ -69,8 +71,8 @@ def evaluate(
         If the table or a column is missing, no row is left, or nothing predicts the target.
     """
     keep_large_blocks()
-    base = model if isinstance(model, Model) else load_model(model)
-    adapted = load_plugin(plugin, base) if not isinstance(plugin, Plugin | None) else plugin
+    base, plugins = with_base([] if plugin is None else [plugin], model)
+    adapted = plugins[0] if plugins else None
     prop = _property(base, adapted, target)
     frame, source = open_table(table)
     frame = _restrict(frame, source, {**({split_column: split} if split_column else {})})

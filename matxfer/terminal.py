@@ -6,7 +6,7 @@ import json
 import sys
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,20 @@ from matxfer.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Base model: a shipped one by name, or its folder.")
+]
+#: Where plugins may say which model is theirs.
+ModelOfPlugins = Annotated[
+    str | None,
+    typer.Option("--model", help="Base model, by name or folder (that of the plugin, or mp-base)."),
+]
+StructureColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of structures (CIF text, paths or JSON) of a table."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
 def say(text: str) -> None:
@@ -64,6 +78,24 @@ def figures_line(figures: dict[str, Any]) -> str:
     line = f"MAE {figures['mae']:.4g}{unit}  RMSE {figures['rmse']:.4g}{unit}  R² {r2}"
     extra = "".join(f"  {k} {v:.4g}" for k, v in figures.items() if k.startswith("mae_log"))
     return f"{line}  n {figures['n']}{extra}"
+
+
+def plugin_lines(meta: dict[str, Any]) -> Iterator[str]:
+    """Yield what a person wants to know of a fresh plugin."""
+    if transforms := meta.get("transform_trials"):
+        yield f"transform: {transforms['chosen']}, {transforms['why']}"
+    yield f"chosen: {meta['chosen']}"
+    for part, figures in meta["figures"].items():
+        yield f"{part:5s} {figures_line(figures)}"
+        if "coverage" in figures:
+            level, coverage = figures["coverage_level"], figures["coverage"]
+            yield f"      {level:.0%} intervals hold {coverage:.0%} of the values"
+    yield "drift of the source predictions on these structures, were the base to share the layers:"
+    for name, entry in meta["retention"]["drift"].items():
+        yield f"      {name}: {entry['mean_absolute_drift']:.4g} {entry['unit']}"
+    for name, entry in meta["retention"].get("source_error", {}).items():
+        before, after = f"{entry['before']:.4g} before", f"{entry['after']:.4g} after"
+        yield f"      {name}: {entry['scale']} {before}, {after}"
 
 
 @contextmanager
