@@ -203,7 +203,7 @@ def finetune(
         "seed": seed,
     }
     folder = output or f"{Path(table).stem}-plugin"
-    with interruptible(), counter_on_terminal("building graphs") as advance:
+    with interruptible(), plain_warnings(), counter_on_terminal("building graphs") as advance:
         plugin = run(
             table,
             target,

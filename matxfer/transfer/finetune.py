@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from matxfer.data.copies import copies_of
 from matxfer.data.store import graph_store
 from matxfer.data.table import open_table, read_property_table
 from matxfer.files import sha256
@@ -102,6 +103,7 @@ def finetune(
     store = graph_store(data.crystals, base.backbone.graph_options, on_progress=on_graphs)
     activations = Activations(base, store.graphs)
     task = make_task(base, data, target, store.graphs, activations, config.transform)
+    facts = _data_facts(data, split_column, task)
     transforms = None
     if config.transform == "auto":
         task, transforms = choose_transform(task, config)
@@ -124,7 +126,7 @@ def finetune(
         **trial.facts,
         "retention": retention_of(task, plugin, source),
         "elements": task.elements,
-        "data": _data_facts(data, split_column, task),
+        "data": facts,
         **provenance(time.monotonic() - started),
     }
     if transforms is not None:
@@ -148,6 +150,7 @@ def _data_facts(data: PropertyTable, split_column: str | None, task: Task) -> di
         "split_column": split_column,
         "rows": {part: len(rows) for part, rows in task.parts.items()},
         "rows_excluded": task.excluded,
+        **copies_of(data.source, data.crystals, task.values, task.parts),
     }
 
 
