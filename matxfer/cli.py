@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from matxfer.errors import MatxferError
 from matxfer.terminal import (
     AsJson,
     ModelOfPlugins,
@@ -27,6 +25,7 @@ from matxfer.terminal import (
     say,
     say_trial,
     strength_of,
+    told_in_one_line,
 )
 
 app = typer.Typer(
@@ -73,12 +72,8 @@ def predict(
         out.output_format(output)
     predictor = Predictor(model, plugin or [])
     rows = predictor.rows(inputs, structure_column=structure_column, workers=workers)
-    if output is None and sys.stdout.isatty():
-        total, failed = out.print_table(rows, predictor.columns)
-    elif output is None:
-        counter = out.Counter(rows)
-        out.write_csv(counter, predictor.columns, sys.stdout)
-        total, failed = counter.total, counter.failed
+    if output is None:
+        total, failed = out.print_rows(rows, predictor.columns)
     else:
         advice = f"; the rows so far are in {output}.part"
         with interruptible(advice), counter_on_terminal("predicting") as advance:
@@ -203,7 +198,7 @@ def finetune(
         "seed": seed,
     }
     folder = output or f"{Path(table).stem}-plugin"
-    with interruptible(), plain_warnings(), counter_on_terminal("building graphs") as advance:
+    with plain_warnings(), counter_on_terminal("building graphs") as advance:
         plugin = run(
             table,
             target,
@@ -250,7 +245,7 @@ def consolidate(
     """
     from matxfer.transfer.consolidate import consolidate as run
 
-    with interruptible(), plain_warnings(), counter_on_terminal("building graphs") as advance:
+    with plain_warnings(), counter_on_terminal("building graphs") as advance:
         made = run(
             plugin,
             table,
@@ -288,7 +283,7 @@ def evaluate(
     from matxfer.evaluation import evaluate as run
 
     conditions = dict(condition(text) for text in where or [])
-    with counter_on_terminal("building graphs") as advance:
+    with plain_warnings(), counter_on_terminal("building graphs") as advance:
         figures = run(
             table,
             target,
@@ -386,14 +381,5 @@ def main() -> None:
     # Threads that wait should sleep: on a busy machine spinning ones slow a call a hundredfold.
     # Read once by the OpenMP library, so it has to be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
+    with told_in_one_line():
         app(standalone_mode=True)
-    except KeyboardInterrupt:
-        say("interrupted")
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of the pipe has seen enough
-        sys.stderr.close()
-        sys.exit(141)
-    except (MatxferError, OSError) as error:
-        say(f"error: {' '.join(str(error).split())}")
-        sys.exit(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,10 +66,16 @@ def evaluate(
         ``mae``, ``rmse``, ``r2``, ``n``, ``unit``; ``mae_log10`` and the like for properties on a
         logarithmic scale; ``excluded``: reason → number of rows that could not be compared.
 
+    Warns
+    -----
+    UserWarning
+        If a plugin predicts another property than the target, in the same unit.
+
     Raises
     ------
     TableError
-        If the table or a column is missing, no row is left, or nothing predicts the target.
+        If the table or a column is missing, no row is left, nothing predicts the target, or the
+        plugin predicts in another unit: values are never converted in silence.
     """
     keep_large_blocks()
     base, plugins = with_base([] if plugin is None else [plugin], model)
@@ -103,11 +110,19 @@ def _property(base: Model, plugin: Plugin | None, target: str) -> Any:
             )
         return base.heads[target].prop
     prop = plugin.head.prop
-    if target != prop.name and unit_of(target) != prop.unit:
+    if target == prop.name:
+        return prop
+    theirs, ours = unit_of(target) or "no unit", prop.unit or "no unit"
+    if theirs != ours:
         raise TableError(
-            f"plugin {plugin.name!r} predicts {prop.name!r} in {prop.unit or 'no unit'!r}, which "
-            f"cannot be compared with column {target!r} in {unit_of(target) or 'no unit'!r}"
+            f"plugin {plugin.name!r} predicts {prop.name!r} in {ours!r}, which cannot be compared "
+            f"with column {target!r} in {theirs!r}; convert the values to {ours!r} and name the "
+            "column accordingly (a name ends in its unit)"
         )
+    warnings.warn(
+        f"column {target!r} is compared with predictions of {prop.name!r}: the unit is the same",
+        stacklevel=3,
+    )
     return prop
 
 

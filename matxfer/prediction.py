@@ -24,7 +24,7 @@ from matxfer.data.packed import PackedGraphs
 from matxfer.data.store import available_cpus
 from matxfer.graph import GraphArrays, GraphOptions, build_graph
 from matxfer.readers import Entry, crystals_of_table, expand, is_single, read_file
-from matxfer.runtime import keep_large_blocks
+from matxfer.runtime import keep_large_blocks, leave_interrupts_to_the_parent
 from matxfer.transfer.bases import with_base
 from matxfer.transfer.plugin import Plugin, predict_columns, prediction_columns
 
@@ -289,7 +289,9 @@ def _default_workers(inputs: Any) -> int:
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Spawned, not forked: forking a process that has started torch's threads can deadlock.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=leave_interrupts_to_the_parent
+    )
 
 
 @contextmanager

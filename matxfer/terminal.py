@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from matxfer.errors import OptionError
+from matxfer.errors import MatxferError, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -133,10 +133,31 @@ def counted(rows: Iterator[Any], advance: Callable[[int], None]) -> Iterator[Any
 
 
 @contextmanager
-def interruptible(advice: str = "") -> Iterator[None]:
-    """Say that Ctrl-C was heard, with advice, and exit with 130; typer would exit in silence."""
+def interruptible(advice: str) -> Iterator[None]:
+    """Say with some advice that Ctrl-C was heard, and exit with 130."""
     try:
         yield
     except KeyboardInterrupt:
         say(f"interrupted{advice}")
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """End the process as a command should: known problems and Ctrl-C in one line on stderr."""
+    try:
+        yield
+    except SystemExit as stop:
+        # Typer turns Ctrl-C into exit code 130 without a word.
+        if isinstance(getattr(stop.__context__, "__cause__", None), KeyboardInterrupt):
+            say("interrupted")
+        raise
+    except KeyboardInterrupt:
+        say("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of the pipe has seen enough
+        sys.stderr.close()
+        sys.exit(141)
+    except (MatxferError, OSError) as error:
+        say(f"error: {' '.join(str(error).split())}")
+        sys.exit(2)
