@@ -13,7 +13,7 @@ import pytest
 from matxfer.cli import main
 from matxfer.crystal import Crystal, CrystalError
 from matxfer.data.copies import copies_of, materials
-from matxfer.data.table import random_split, read_property_table
+from matxfer.data.table import TableError, random_split, read_property_table
 from matxfer.transfer.finetune import finetune
 
 TARGET = "debye_temperature_k"
@@ -168,3 +168,102 @@ def test_warnings_reach_the_terminal_once(
     assert "0 row(s) of val and 2 of test hold materials" in lines[1]
     assert "copies.py" not in captured.err
     assert json.loads(captured.out)["data"]["leak"]["test"] == 2
+
+
+# -- values and rows ----------------------------------------------------------------------------
+def test_fewer_than_ten_rows(tune, crystal_frame):
+    """Nine training rows are refused, whatever else is there, and ten are enough."""
+    train = crystal_frame.index[crystal_frame["split"] == "train"]
+    few = crystal_frame.drop(index=train[9:])
+    told = r"9 usable row\(s\) in 'train', but at least 10 are needed; check the split column"
+    with pytest.raises(TableError, match=told):
+        tune(few)
+    assert tune(crystal_frame.drop(index=train[10:])).meta["data"]["rows"]["train"] == 10
+    # Rows without a value or of elements that the base never saw do not count, and are told.
+    frame = crystal_frame.drop(index=train[14:])
+    frame.loc[train[:3], TARGET] = np.nan
+    for row in (4, 7):  # CsCl rows
+        frame.at[row, "numbers"] = np.full(2, 92)
+    told = r"9 usable row.*\(left out: 3 no value, 2 element unknown to the model\)"
+    with pytest.raises(TableError, match=told):
+        tune(frame)
+
+
+def test_a_small_table_without_a_split(tune, crystal_frame):
+    with pytest.raises(TableError, match=r"8 usable row\(s\) in 'train', but at least 10"):
+        tune(crystal_frame[:10], split_column=None)
+    assert tune(crystal_frame[:13], split_column=None).meta["data"]["rows"]["train"] == 10
+
+
+def test_a_constant_target(tune, crystal_frame):
+    frame = crystal_frame.copy()
+    frame.loc[frame["split"] == "train", TARGET] = 7.5
+    told = rf"column '{TARGET}' is 7\.5 in all training rows; there is nothing to learn"
+    with pytest.raises(TableError, match=told):
+        tune(frame)
+
+
+@pytest.mark.parametrize(
+    ("cell", "told"),
+    [("1.2 eV", r"row 7 of column .* is '1\.2 eV', which is not a number; correct it or leave it"),
+     ("metal", r"row 7 of column .* is 'metal', which is not a number"),
+     ("1,5", r"row 7 of column .* is '1,5', which is not a number")],
+)  # fmt: skip
+def test_text_targets(cell, told, tune, crystal_frame):
+    frame = crystal_frame.astype({TARGET: object})
+    frame.at[7, TARGET] = cell
+    with pytest.raises(TableError, match=told):
+        tune(frame)
+
+
+def test_numbers_as_text_are_numbers_and_empty_cells_are_missing(tune, crystal_frame):
+    as_text = crystal_frame.astype({TARGET: str})
+    train = crystal_frame.index[crystal_frame["split"] == "train"]
+    as_text.loc[train[0], TARGET] = None
+    missing = crystal_frame.copy()
+    missing.loc[train[0], TARGET] = np.inf
+    first, second = tune(as_text).meta, tune(missing).meta
+    assert first["data"]["rows_excluded"] == second["data"]["rows_excluded"] == {"no value": 1}
+    assert first["figures"] == second["figures"]
+
+
+def test_no_value_at_all(tune, crystal_frame):
+    with pytest.raises(TableError, match=rf"no row has a value in \['{TARGET}'\]"):
+        tune(crystal_frame.assign(**{TARGET: np.nan}))
+
+
+# -- an interrupted run -------------------------------------------------------------------------
+def test_an_interrupted_run_leaves_the_old_plugin(tune, crystal_frame, tmp_path, monkeypatch):
+    tune(crystal_frame, output=tmp_path / "p")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "p").iterdir()}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    for place in ("strategies.fit_features", "finetune.retention_of"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"matxfer.transfer.{place}", stop)
+            with pytest.raises(KeyboardInterrupt):
+                tune(crystal_frame, output=tmp_path / "p", seed=1, features="kernel_ridge")
+        assert {path.name: path.read_bytes() for path in (tmp_path / "p").iterdir()} == before
+
+
+@pytest.mark.parametrize("file", ["plugin.json", "plugin.safetensors"])
+def test_a_file_is_written_whole_or_not_at_all(file, tune, crystal_frame, tmp_path, monkeypatch):
+    """A full disk or a kill in the middle of a file leaves the one that was there."""
+    from pathlib import Path
+
+    tune(crystal_frame, output=tmp_path / "p")
+    before = (tmp_path / "p" / file).read_bytes()
+
+    original = Path.replace
+
+    def full(self, target):
+        if Path(target).name == file:
+            raise OSError("no space left")
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        tune(crystal_frame, output=tmp_path / "p", seed=1, features="kernel_ridge")
+    assert (tmp_path / "p" / file).read_bytes() == before
