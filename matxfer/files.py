@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL_FORMAT = 1
-PLUGIN_FORMAT = 2
+PLUGIN_FORMAT = 3
 _REMEDY = "check the path, or fetch or train the model or plugin again"
 
 
