@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matxfer.prediction import predict
     from matxfer.pyg import CrystalGraph
     from matxfer.transfer.config import FinetuneConfig
+    from matxfer.transfer.consolidate import consolidate
     from matxfer.transfer.ewc_callback import EWC
     from matxfer.transfer.finetune import finetune
     from matxfer.transfer.plugin import Plugin, load_plugin
@@ -38,6 +39,7 @@ _HOME = {
     "Model": "matxfer.model",
     "Plugin": "matxfer.transfer.plugin",
     "available_models": "matxfer.model",
+    "consolidate": "matxfer.transfer.consolidate",
     "evaluate": "matxfer.evaluation",
     "finetune": "matxfer.transfer.finetune",
     "load_model": "matxfer.model",
@@ -57,6 +59,7 @@ __all__ = [
     "Model",
     "Plugin",
     "available_models",
+    "consolidate",
     "evaluate",
     "finetune",
     "load_model",

@@ -11,8 +11,8 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from matxfer.crystal import Crystal
 from matxfer.data.packed import PackedGraphs
 from matxfer.graph import build_graph
-from matxfer.model import DEFAULT_MODEL, Model, load_model
-from matxfer.transfer.plugin import Plugin, column_names, load_plugin, predict_all
+from matxfer.transfer.bases import with_base
+from matxfer.transfer.plugin import column_names, predict_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
     from matxfer.data.batch import GraphBatch
     from matxfer.graph import GraphArrays
+    from matxfer.model import Model
     from matxfer.nn.head import PropertyHead
     from matxfer.nn.plugin_head import PluginHead
+    from matxfer.transfer.plugin import Plugin
 
 #: Appended to a property's name for its contributions per atom.
 PER_ATOM = "_contributions"
@@ -41,9 +43,9 @@ class MatxferCalculator(Calculator):
     Parameters
     ----------
     model
-        Base model, its name or its folder.
+        Base model, its name or its folder; ``None``: that of the plugins, without any ``mp-base``.
     plugins
-        Plugins or their folders.
+        Plugins or their folders, all of one base model.
 
     Raises
     ------
@@ -53,13 +55,12 @@ class MatxferCalculator(Calculator):
 
     def __init__(
         self,
-        model: str | Path | Model = DEFAULT_MODEL,
+        model: str | Path | Model | None = None,
         plugins: Iterable[str | Path | Plugin] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.model = model if isinstance(model, Model) else load_model(model)
-        self.plugins = [p if isinstance(p, Plugin) else load_plugin(p, self.model) for p in plugins]
+        self.model, self.plugins = with_base(plugins, model)
         heads: list[Any] = [*self.model.heads.values(), *(plugin.head for plugin in self.plugins)]
         names = [*self.model.heads, *column_names(self.model, self.plugins)]
         self._heads: dict[str, PropertyHead | PluginHead] = dict(zip(names, heads, strict=True))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from matxfer.benchmark.cli import app as benchmark_app
-from matxfer.errors import MatxferError
 from matxfer.terminal import (
+    AsJson,
+    ModelOfPlugins,
+    ModelOption,
+    StructureColumn,
     condition,
     counted,
     counter_on_terminal,
@@ -19,10 +21,12 @@ from matxfer.terminal import (
     integers,
     interruptible,
     plain_warnings,
+    plugin_lines,
     print_json,
     say,
     say_trial,
     strength_of,
+    told_in_one_line,
 )
 
 app = typer.Typer(
@@ -36,14 +40,6 @@ app = typer.Typer(
 )
 app.add_typer(benchmark_app)
 
-ModelOption = Annotated[
-    str, typer.Option("--model", help="Base model: a shipped one by name, or its folder.")
-]
-StructureColumn = Annotated[
-    str | None,
-    typer.Option(help="Column of structures (CIF text, paths or JSON) of a table."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 #: The same name as in matxfer.model, which would import torch.
 DEFAULT_MODEL = "mp-base"
 
@@ -54,7 +50,7 @@ def predict(
         list[str],
         typer.Argument(help="Structure files, tables, folders or globs.", metavar="INPUT..."),
     ],
-    model: ModelOption = DEFAULT_MODEL,
+    model: ModelOfPlugins = None,
     plugin: Annotated[
         list[str] | None, typer.Option("--plugin", help="Folder of a plugin; may be repeated.")
     ] = None,
@@ -78,12 +74,8 @@ def predict(
         out.output_format(output)
     predictor = Predictor(model, plugin or [])
     rows = predictor.rows(inputs, structure_column=structure_column, workers=workers)
-    if output is None and sys.stdout.isatty():
-        total, failed = out.print_table(rows, predictor.columns)
-    elif output is None:
-        counter = out.Counter(rows)
-        out.write_csv(counter, predictor.columns, sys.stdout)
-        total, failed = counter.total, counter.failed
+    if output is None:
+        total, failed = out.print_rows(rows, predictor.columns)
     else:
         advice = f"; the rows so far are in {output}.part"
         with interruptible(advice), counter_on_terminal("predicting") as advance:
@@ -167,7 +159,11 @@ def finetune(
     ] = None,
     members: Annotated[int | None, typer.Option(help="Readouts in the ensemble.")] = None,
     transform: Annotated[
-        str | None, typer.Option(help="identity, nonnegative, log, log10 or log1p.")
+        str | None,
+        typer.Option(
+            help="identity, nonnegative, log, log10, log1p, bounded(LOW,HIGH), or auto: chosen on "
+            "validation rows (default: that of the property)."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Initial weights, order, random split.")] = None,
     structure_column: StructureColumn = None,
@@ -204,7 +200,7 @@ def finetune(
         "seed": seed,
     }
     folder = output or f"{Path(table).stem}-plugin"
-    with interruptible(), counter_on_terminal("building graphs") as advance:
+    with plain_warnings(), counter_on_terminal("building graphs") as advance:
         plugin = run(
             table,
             target,
@@ -220,24 +216,54 @@ def finetune(
     if as_json:
         print_json({"plugin": folder, **plugin.meta})
         return
-    typer.echo(f"chosen: {plugin.meta['chosen']}")
-    for part, figures in plugin.meta["figures"].items():
-        typer.echo(f"{part:5s} {figures_line(figures)}")
-        if "coverage" in figures:
-            level, coverage = figures["coverage_level"], figures["coverage"]
-            typer.echo(f"      {level:.0%} intervals hold {coverage:.0%} of the values")
-    drift = plugin.meta["retention"]["drift"]
-    typer.echo(
-        "drift of the source predictions on these structures, were the base to share the layers:"
-    )
-    for name, entry in drift.items():
-        typer.echo(f"      {name}: {entry['mean_absolute_drift']:.4g} {entry['unit']}")
-    for name, entry in plugin.meta["retention"].get("source_error", {}).items():
-        before, after = f"{entry['before']:.4g} before", f"{entry['after']:.4g} after"
-        typer.echo(f"      {name}: {entry['scale']} {before}, {after}")
+    for line in plugin_lines(plugin.meta):
+        typer.echo(line)
     typer.echo(
         f"{folder}: written in {plugin.meta['seconds']:.1f} s; use it with --plugin {folder}"
     )
+
+
+@app.command()
+def consolidate(
+    plugin: Annotated[str, typer.Argument(help="Folder of a plugin.")],
+    table: Annotated[str, typer.Argument(help="The table that it was trained on.")],
+    output: Annotated[str, typer.Option("-o", "--output", help="Folder of the new model.")],
+    model: ModelOfPlugins = None,
+    gamma: Annotated[
+        float, typer.Option(help="How much of the base's Fisher information still counts, 0 to 1.")
+    ] = 1.0,
+    split_column: Annotated[
+        str | None, typer.Option(help="Column with train, val, test, if not that of the plugin.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="At most so many rows are looked at.")] = 1000,
+    structure_column: StructureColumn = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a base model of a plugin, to fine-tune the next one on (online EWC).
+
+    The model has the plugin's layers and the source heads; its Fisher information is that of the
+    base times gamma plus that of the plugin. The plugin's head, and those of earlier rounds, lie
+    beside it in the folder plugins.
+    """
+    from matxfer.transfer.consolidate import consolidate as run
+
+    with plain_warnings(), counter_on_terminal("building graphs") as advance:
+        made = run(
+            plugin,
+            table,
+            output,
+            model=model,
+            gamma=gamma,
+            split_column=split_column,
+            structure_column=structure_column,
+            samples=samples,
+            on_graphs=advance,
+        )
+    if as_json:
+        print_json(made.card)
+        return
+    typer.echo(f"{output}: written; fine-tune the next property with --model {output}")
+    typer.echo(f"{output}/plugins: what was learned so far, as plugins of it")
 
 
 @app.command()
@@ -245,7 +271,7 @@ def evaluate(
     table: Annotated[str, typer.Argument(help="Parquet or CSV table.")],
     target: Annotated[str, typer.Option(help="Column of true values.")],
     plugin: Annotated[str | None, typer.Option(help="Folder of the plugin to evaluate.")] = None,
-    model: ModelOption = DEFAULT_MODEL,
+    model: ModelOfPlugins = None,
     split_column: Annotated[str | None, typer.Option(help="Column that names the split.")] = None,
     split: Annotated[str, typer.Option(help="Which rows, with --split-column.")] = "test",
     where: Annotated[
@@ -259,7 +285,7 @@ def evaluate(
     from matxfer.evaluation import evaluate as run
 
     conditions = dict(condition(text) for text in where or [])
-    with counter_on_terminal("building graphs") as advance:
+    with plain_warnings(), counter_on_terminal("building graphs") as advance:
         figures = run(
             table,
             target,
@@ -357,14 +383,5 @@ def main() -> None:
     # Threads that wait should sleep: on a busy machine spinning ones slow a call a hundredfold.
     # Read once by the OpenMP library, so it has to be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
+    with told_in_one_line():
         app(standalone_mode=True)
-    except KeyboardInterrupt:
-        say("interrupted")
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of the pipe has seen enough
-        sys.stderr.close()
-        sys.exit(141)
-    except (MatxferError, OSError) as error:
-        say(f"error: {' '.join(str(error).split())}")
-        sys.exit(2)

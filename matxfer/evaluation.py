@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from matxfer.data.properties import unit_of
 from matxfer.data.store import graph_store
 from matxfer.data.table import TableError, open_table, read_property_table, require_column
 from matxfer.metrics import regression_metrics
-from matxfer.model import DEFAULT_MODEL, Model, load_model
 from matxfer.runtime import keep_large_blocks
-from matxfer.transfer.plugin import Plugin, load_plugin, predict_all
+from matxfer.transfer.bases import with_base
+from matxfer.transfer.plugin import predict_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from matxfer.data.packed import PackedGraphs
+    from matxfer.model import Model
+    from matxfer.transfer.plugin import Plugin
 
 
 def evaluate(
@@ -31,7 +34,7 @@ def evaluate(
     target: str,
     plugin: str | Path | Plugin | None = None,
     *,
-    model: str | Path | Model = DEFAULT_MODEL,
+    model: str | Path | Model | None = None,
     split_column: str | None = None,
     split: str = "test",
     where: Mapping[str, str] | None = None,
@@ -49,7 +52,7 @@ def evaluate(
     plugin
         Plugin that predicts it; without one, the base model's own head.
     model
-        Base model.
+        Base model; ``None``: that of the plugin, without one ``mp-base``.
     split_column, split
         Look at the rows whose ``split_column`` says ``split``; without a column, at all rows.
     where
@@ -63,14 +66,20 @@ def evaluate(
         ``mae``, ``rmse``, ``r2``, ``n``, ``unit``; ``mae_log10`` and the like for properties on a
         logarithmic scale; ``excluded``: reason → number of rows that could not be compared.
 
+    Warns
+    -----
+    UserWarning
+        If a plugin predicts another property than the target, in the same unit.
+
     Raises
     ------
     TableError
-        If the table or a column is missing, no row is left, or nothing predicts the target.
+        If the table or a column is missing, no row is left, nothing predicts the target, or the
+        plugin predicts in another unit: values are never converted in silence.
     """
     keep_large_blocks()
-    base = model if isinstance(model, Model) else load_model(model)
-    adapted = load_plugin(plugin, base) if not isinstance(plugin, Plugin | None) else plugin
+    base, plugins = with_base([] if plugin is None else [plugin], model)
+    adapted = plugins[0] if plugins else None
     prop = _property(base, adapted, target)
     frame, source = open_table(table)
     frame = _restrict(frame, source, {**({split_column: split} if split_column else {})})
@@ -101,11 +110,19 @@ def _property(base: Model, plugin: Plugin | None, target: str) -> Any:
             )
         return base.heads[target].prop
     prop = plugin.head.prop
-    if target != prop.name and unit_of(target) != prop.unit:
+    if target == prop.name:
+        return prop
+    theirs, ours = unit_of(target) or "no unit", prop.unit or "no unit"
+    if theirs != ours:
         raise TableError(
-            f"plugin {plugin.name!r} predicts {prop.name!r} in {prop.unit or 'no unit'!r}, which "
-            f"cannot be compared with column {target!r} in {unit_of(target) or 'no unit'!r}"
+            f"plugin {plugin.name!r} predicts {prop.name!r} in {ours!r}, which cannot be compared "
+            f"with column {target!r} in {theirs!r}; convert the values to {ours!r} and name the "
+            "column accordingly (a name ends in its unit)"
         )
+    warnings.warn(
+        f"column {target!r} is compared with predictions of {prop.name!r}: the unit is the same",
+        stacklevel=3,
+    )
     return prop
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL_FORMAT = 1
-PLUGIN_FORMAT = 2
+PLUGIN_FORMAT = 3
 _REMEDY = "check the path, or fetch or train the model or plugin again"
 
 
@@ -29,8 +29,11 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write indented JSON with a final newline."""
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write indented JSON with a final newline, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def read_json(path: Path, expected_format: int | None = None) -> dict[str, Any]:

@@ -14,9 +14,12 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from matxfer.data.batch import GraphBatch
     from matxfer.data.packed import PackedGraphs
     from matxfer.model import Model
 
@@ -44,25 +47,49 @@ def fisher_diagonal(
         ``"<property>/<backbone parameter>"`` → tensor of the parameter's shape. Only backbone
         weights: the source heads are not trained by a plugin, so nothing pulls on them.
     """
+
+    def outputs(batch: GraphBatch) -> dict[str, Tensor]:
+        node = model.backbone(batch).node
+        return {task: head(node, batch) for task, head in model.heads.items()}
+
     was_training = model.training
-    flags = [p.requires_grad for p in model.backbone.parameters()]
     model.eval()
-    named = dict(model.backbone.named_parameters())
-    for parameter in named.values():
-        parameter.requires_grad_(True)
-    total = {
-        f"{task}/{name}": torch.zeros_like(p) for task in model.heads for name, p in named.items()
-    }
     try:
-        for row in rows:
-            batch = graphs.batch(np.array([row]))
-            with torch.enable_grad():
-                node = model.backbone(batch).node
-                outputs = {task: head(node, batch).sum() for task, head in model.heads.items()}
-            _accumulate(total, outputs, named, noise)
+        return output_fisher(model.backbone, outputs, graphs, rows, noise)
     finally:
         model.train(was_training)
-        for parameter, flag in zip(model.backbone.parameters(), flags, strict=True):
+
+
+def output_fisher(
+    backbone: nn.Module,
+    outputs: Callable[[GraphBatch], dict[str, Tensor]],
+    graphs: PackedGraphs,
+    rows: NDArray[np.int64],
+    noise: dict[str, float],
+) -> dict[str, Tensor]:
+    """Return the same for any outputs that depend on a backbone.
+
+    Parameters
+    ----------
+    backbone
+        Its parameters are what the information is about.
+    outputs
+        Maps a batch of one graph to normalised outputs (1,), by task; differentiable.
+    graphs, rows, noise
+        As in :func:`fisher_diagonal`.
+    """
+    flags = [p.requires_grad for p in backbone.parameters()]
+    named = dict(backbone.named_parameters())
+    for parameter in named.values():
+        parameter.requires_grad_(True)
+    total = {f"{task}/{name}": torch.zeros_like(p) for task in noise for name, p in named.items()}
+    try:
+        for row in rows:
+            with torch.enable_grad():
+                found = {t: o.sum() for t, o in outputs(graphs.batch(np.array([row]))).items()}
+            _accumulate(total, found, named, noise)
+    finally:
+        for parameter, flag in zip(backbone.parameters(), flags, strict=True):
             parameter.requires_grad_(flag)
     return {name: value / max(len(rows), 1) for name, value in total.items()}
 

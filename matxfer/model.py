@@ -167,6 +167,10 @@ def find_model(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
         None,
     )
     if folder is None:
+        if (Path(name_or_path) / "plugin.json").is_file():
+            raise FormatError(
+                f"{name_or_path} is a plugin, not a model; matxfer consolidate makes a model of it"
+            )
         raise FormatError(
             f"no model {str(name_or_path)!r}: give the folder of a model or one of "
             f"{available_models()}"

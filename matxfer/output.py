@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -52,6 +53,15 @@ def write_rows(rows: Iterable[Row], columns: Sequence[str], path: str | Path) ->
     partial = path.with_name(f"{path.name}.part")
     write(counter, columns, partial)
     partial.replace(path)
+    return counter.total, counter.failed
+
+
+def print_rows(rows: Iterable[Row], columns: Sequence[str]) -> tuple[int, int]:
+    """Print rows as they come, a table on a terminal, CSV into a pipe; return as write_rows."""
+    if sys.stdout.isatty():
+        return print_table(rows, columns)
+    counter = Counter(rows)
+    write_csv(counter, columns, sys.stdout)
     return counter.total, counter.failed
 
 

@@ -23,16 +23,18 @@ from matxfer.data.loader import edge_budget_batches
 from matxfer.data.packed import PackedGraphs
 from matxfer.data.store import available_cpus
 from matxfer.graph import GraphArrays, GraphOptions, build_graph
-from matxfer.model import DEFAULT_MODEL, Model, load_model
 from matxfer.readers import Entry, crystals_of_table, expand, is_single, read_file
-from matxfer.runtime import keep_large_blocks
-from matxfer.transfer.plugin import Plugin, load_plugin, predict_columns, prediction_columns
+from matxfer.runtime import keep_large_blocks, leave_interrupts_to_the_parent
+from matxfer.transfer.bases import with_base
+from matxfer.transfer.plugin import Plugin, predict_columns, prediction_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import pandas as pd
     from numpy.typing import NDArray
+
+    from matxfer.model import Model
 
 #: Columns before the properties; ``error`` follows them.
 LEADING_COLUMNS = ("id", "source", "frame", "formula", "n_sites")
@@ -100,19 +102,23 @@ class Predictor:
     Parameters
     ----------
     model
-        Base model, its name or its folder.
+        Base model, its name or its folder; ``None``: that of the plugins, without any ``mp-base``.
     plugins
-        Plugins or their folders.
+        Plugins or their folders, all of one base model.
+
+    Raises
+    ------
+    FormatError
+        If a model or plugin cannot be read, or a plugin belongs to another model.
     """
 
     def __init__(
         self,
-        model: str | Path | Model = DEFAULT_MODEL,
+        model: str | Path | Model | None = None,
         plugins: Iterable[str | Path | Plugin] = (),
     ) -> None:
         keep_large_blocks()
-        self.model = model if isinstance(model, Model) else load_model(model)
-        self.plugins = [p if isinstance(p, Plugin) else load_plugin(p, self.model) for p in plugins]
+        self.model, self.plugins = with_base(plugins, model)
         own = prediction_columns(self.model, self.plugins)
         self.properties = [*self.model.heads, *(name for names in own for name in names)]
         self.columns = [*LEADING_COLUMNS, *self.properties, "error"]
@@ -161,7 +167,7 @@ def predict(
     structures: Any,
     plugins: Iterable[str | Path | Plugin] | str | Path | Plugin = (),
     *,
-    model: str | Path | Model = DEFAULT_MODEL,
+    model: str | Path | Model | None = None,
     structure_column: str | None = None,
     workers: int | None = None,
     on_progress: Callable[[int], None] | None = None,
@@ -283,7 +289,9 @@ def _default_workers(inputs: Any) -> int:
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Spawned, not forked: forking a process that has started torch's threads can deadlock.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=leave_interrupts_to_the_parent
+    )
 
 
 @contextmanager

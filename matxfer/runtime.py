@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import signal
 import sys
 import warnings
 from contextlib import contextmanager
@@ -27,6 +28,11 @@ def keep_large_blocks() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def leave_interrupts_to_the_parent() -> None:
+    """Ignore Ctrl-C in a worker process: its parent hears it too, and one message is enough."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

@@ -6,14 +6,28 @@ import json
 import sys
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from matxfer.errors import OptionError
+from matxfer.errors import MatxferError, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Base model: a shipped one by name, or its folder.")
+]
+#: Where plugins may say which model is theirs.
+ModelOfPlugins = Annotated[
+    str | None,
+    typer.Option("--model", help="Base model, by name or folder (that of the plugin, or mp-base)."),
+]
+StructureColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of structures (CIF text, paths or JSON) of a table."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
 def say(text: str) -> None:
@@ -66,6 +80,24 @@ def figures_line(figures: dict[str, Any]) -> str:
     return f"{line}  n {figures['n']}{extra}"
 
 
+def plugin_lines(meta: dict[str, Any]) -> Iterator[str]:
+    """Yield what a person wants to know of a fresh plugin."""
+    if transforms := meta.get("transform_trials"):
+        yield f"transform: {transforms['chosen']}, {transforms['why']}"
+    yield f"chosen: {meta['chosen']}"
+    for part, figures in meta["figures"].items():
+        yield f"{part:5s} {figures_line(figures)}"
+        if "coverage" in figures:
+            level, coverage = figures["coverage_level"], figures["coverage"]
+            yield f"      {level:.0%} intervals hold {coverage:.0%} of the values"
+    yield "drift of the source predictions on these structures, were the base to share the layers:"
+    for name, entry in meta["retention"]["drift"].items():
+        yield f"      {name}: {entry['mean_absolute_drift']:.4g} {entry['unit']}"
+    for name, entry in meta["retention"].get("source_error", {}).items():
+        before, after = f"{entry['before']:.4g} before", f"{entry['after']:.4g} after"
+        yield f"      {name}: {entry['scale']} {before}, {after}"
+
+
 @contextmanager
 def plain_warnings() -> Iterator[None]:
     """Say warnings without the line of code that they come from."""
@@ -101,10 +133,31 @@ def counted(rows: Iterator[Any], advance: Callable[[int], None]) -> Iterator[Any
 
 
 @contextmanager
-def interruptible(advice: str = "") -> Iterator[None]:
-    """Say that Ctrl-C was heard, with advice, and exit with 130; typer would exit in silence."""
+def interruptible(advice: str) -> Iterator[None]:
+    """Say with some advice that Ctrl-C was heard, and exit with 130."""
     try:
         yield
     except KeyboardInterrupt:
         say(f"interrupted{advice}")
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """End the process as a command should: known problems and Ctrl-C in one line on stderr."""
+    try:
+        yield
+    except SystemExit as stop:
+        # Typer turns Ctrl-C into exit code 130 without a word.
+        if isinstance(getattr(stop.__context__, "__cause__", None), KeyboardInterrupt):
+            say("interrupted")
+        raise
+    except KeyboardInterrupt:
+        say("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of the pipe has seen enough
+        sys.stderr.close()
+        sys.exit(141)
+    except (MatxferError, OSError) as error:
+        say(f"error: {' '.join(str(error).split())}")
+        sys.exit(2)

@@ -95,7 +95,7 @@ def read_csv(path):
 
 # -- the command ------------------------------------------------------------------------------
 def test_transfer(run, tiny_model, folder, tmp_path):
-    names = "auto,scratch,features,2 frozen,2 frozen + EWC"
+    names = "auto,scratch,features,0 frozen,0 frozen + EWC"
     code, out, err = run("transfer", "--variants", names, "--splits", "0,1")
     assert code == 0
     assert "10 runs, 0 of them" in err
@@ -106,17 +106,17 @@ def test_transfer(run, tiny_model, folder, tmp_path):
     assert cells == ["task", "unit", "splits", *names.split(","), "good", "bad"]
     # The figures are those of a fine-tuning by hand.
     record = next(r for r in lines() if r["run"]["options"].get("retain") == "ewc")
-    assert record["run"]["options"] == retained("ewc", 1.0, 2) | {"epochs": 15}
+    assert record["run"]["options"] == retained("ewc", 1.0, 0) | {"epochs": 15}
     plugin = finetune(
         folder / "small_tasks" / "toy_debye.parquet", TARGET, model=tiny_model,
-        split_column="split_0", seed=0, strategy="finetune", freeze=2, retain="ewc", epochs=15,
+        split_column="split_0", seed=0, strategy="finetune", freeze=0, retain="ewc", epochs=15,
     )  # fmt: skip
     assert record["test"] == pytest.approx(plugin.meta["figures"]["test"]["mae"], rel=1e-6)
     assert record["val"] == pytest.approx(plugin.meta["figures"]["val"]["mae"], rel=1e-6)
     assert record["coverage"] == plugin.meta["figures"]["test"]["coverage"]
     # Runs differ where their options do, and by split.
     tried = [r for r in lines() if r["run"]["options"]["strategy"] != "auto"]
-    assert len({r["test"] for r in tried}) == 8
+    assert len({(r["test"], str(r["source"])) for r in tried}) == 8
 
     code, out, err = run("transfer", "--variants", names, "--splits", "0,1", "--json")
     assert "10 runs, 10 of them" in err
@@ -165,13 +165,13 @@ def test_curves(run, tmp_path):
 
 
 def test_plane(run, tiny_model, tmp_path):
-    words = ["--methods", "ewc,l2sp,replay,freezing", "--strengths", "0,1,100", "--json"]
+    words = ["--methods", "ewc,l2sp,replay,freezing", "--strengths", "0,10,1000", "--json"]
     code, out, _ = run("plane", *words)
     assert code == 0
     assert (tmp_path / "out" / "plane.png").read_bytes().startswith(b"\x89PNG")
     points = {(r["method"], r["strength"]): r for r in json.loads(out)["rows"]}
     assert set(points) == {
-        *((way, s) for way in ("ewc", "l2sp", "replay") for s in (0, 1, 100)),
+        *((way, s) for way in ("ewc", "l2sp", "replay") for s in (0, 10, 1000)),
         *(("freezing", depth) for depth in range(tiny_model.backbone.n_layers + 1)),
     }
     assert len(lines()) == len(points) - 3  # they start from one point

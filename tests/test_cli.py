@@ -382,25 +382,68 @@ def test_the_example_of_pretrain_help_is_a_configuration(run, tmp_path):
         assert word in out
 
 
-def test_ctrl_c_in_training(tiny_model_folder, crystal_table, tmp_path):
-    """Lightning would end the process without a word and with exit code 1."""
-    words = [
-        sys.executable, "-c", "from matxfer.cli import main; main()", "finetune", crystal_table,
-        "--target", TARGET, "--model", tiny_model_folder, "--freeze", 0, "--epochs", 100000,
-        "--patience", 100000, "-o", tmp_path / "p",
-    ]  # fmt: skip
+def interrupted(words, ready):
+    """Press Ctrl-C, as a terminal does for all processes of a command, when a run is ready."""
     process = subprocess.Popen(
-        [str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", "from matxfer.cli import main; main()", *map(str, words)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
     try:
-        for _ in range(600):  # the folder is made just before the training starts
-            if (tmp_path / "p").exists():
-                break
-            time.sleep(0.1)
-        time.sleep(3)
-        process.send_signal(signal.SIGINT)
+        ready(process)
+        os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
-    assert err.strip() == "interrupted"
+    return process.returncode, err.strip()
+
+
+def appears(path, wait):
+    """Return a function that waits for a path, and then some seconds more."""
+
+    def ready(_):
+        for _ in range(600):
+            if path.exists():
+                break
+            time.sleep(0.1)
+        time.sleep(wait)
+
+    return ready
+
+
+def test_ctrl_c_in_training(tiny_model_folder, crystal_table, tmp_path):
+    """Lightning would end the process without a word and with exit code 1."""
+    words = ["finetune", crystal_table, "--target", TARGET, "--model", tiny_model_folder,
+             "--freeze", 0, "--epochs", 100000, "--patience", 100000,
+             "-o", tmp_path / "p"]  # fmt: skip
+    # The folder is made just before the training starts.
+    assert interrupted(words, appears(tmp_path / "p", 3)) == (130, "interrupted")
+
+
+@pytest.fixture(scope="module")
+def long_table(crystal_frame, tmp_path_factory):
+    """Return a table that takes a while."""
+    path = tmp_path_factory.mktemp("long") / "long.parquet"
+    pd.concat([crystal_frame] * 400, ignore_index=True).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ctrl_c_in_a_prediction_into_a_pipe(workers, tiny_model_folder, long_table):
+    words = ["predict", long_table, "--model", tiny_model_folder, "--workers", workers]
+    assert interrupted(words, lambda p: p.stdout.read(20000)) == (130, "interrupted")
+
+
+def test_ctrl_c_in_a_prediction_into_a_file(tiny_model_folder, long_table, tmp_path):
+    words = ["predict", long_table, "--model", tiny_model_folder, "-o", tmp_path / "out.csv"]
+    part = tmp_path / "out.csv.part"
+    expected = (130, f"interrupted; the rows so far are in {part}")
+    assert interrupted(words, appears(part, 1)) == expected
+    assert part.exists()
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_ctrl_c_in_an_evaluation(tiny_model_folder, long_table, tmp_path, monkeypatch):
+    monkeypatch.setenv("MATXFER_CACHE", str(tmp_path / "cache"))
+    words = ["evaluate", long_table, "--target", "bulk_modulus_vrh_gpa", "--model",
+             tiny_model_folder]  # fmt: skip
+    assert interrupted(words, lambda _: time.sleep(4)) == (130, "interrupted")

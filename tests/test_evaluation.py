@@ -200,7 +200,9 @@ def test_the_plugin_is_what_predicts(crystal_table, crystal_frame, tiny_model, t
 
 def test_another_column_of_the_same_unit(plugin_folder, crystal_frame, tiny_model):
     frame = crystal_frame.rename(columns={TARGET: "einstein_temperature_k"})
-    result = evaluate(frame, "einstein_temperature_k", plugin_folder, model=tiny_model)
+    told = f"'einstein_temperature_k' is compared with predictions of '{TARGET}'"
+    with pytest.warns(UserWarning, match=told):
+        result = evaluate(frame, "einstein_temperature_k", plugin_folder, model=tiny_model)
     same = evaluate(crystal_frame, TARGET, plugin_folder, model=tiny_model)
     assert result == same
     assert result["unit"] == "K"
@@ -211,6 +213,19 @@ def test_units_must_agree(column, plugin_folder, crystal_table, tiny_model):
     pattern = rf"'debye' predicts '{TARGET}' in 'K', which cannot be compared .*'{column}' in"
     with pytest.raises(TableError, match=pattern):
         evaluate(crystal_table, column, plugin_folder, model=tiny_model)
+
+
+def test_units_of_another_size(crystal_frame, tiny_model):
+    """A plugin in meV/atom is not compared with a column in eV/atom, and says what to do."""
+    frame = crystal_frame.assign(exfoliation_energy_mev_per_atom=crystal_frame[TARGET] / 10)
+    plugin = finetune(
+        frame, "exfoliation_energy_mev_per_atom", model=tiny_model, split_column="split",
+        features="ridge",
+    )  # fmt: skip
+    frame["exfoliation_energy_ev_per_atom"] = frame["exfoliation_energy_mev_per_atom"] / 1000
+    pattern = r"in 'meV/atom', which cannot be compared .*in 'eV/atom'; convert the values to 'meV"
+    with pytest.raises(TableError, match=pattern):
+        evaluate(frame, "exfoliation_energy_ev_per_atom", plugin)
 
 
 def test_nobody_predicts_the_target(crystal_table, tiny_model):

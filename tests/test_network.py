@@ -392,7 +392,9 @@ def test_composition(packed):
     assert not composition(unit)[4].any()
 
 
-@pytest.mark.parametrize("transform", ["identity", "nonnegative", "log", "log10", "log1p"])
+@pytest.mark.parametrize(
+    "transform", ["identity", "nonnegative", "log", "log10", "log1p", "bounded(-0.5,40)"]
+)
 @pytest.mark.parametrize("energy", [False, True])
 def test_scaler_round_trip(transform, energy):
     graphs = random_compositions(40, [1, 8, 26, 57])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -11,18 +12,23 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import matxfer.model
+from matxfer.calculator import MatxferCalculator
 from matxfer.data.packed import PackedGraphs
 from matxfer.data.properties import property_of
+from matxfer.evaluation import evaluate
 from matxfer.files import FormatError, read_json, sha256, write_json
 from matxfer.graph import build_graph
-from matxfer.model import load_model
+from matxfer.model import Model, load_model
 from matxfer.nn.ensemble import ReadoutEnsemble
 from matxfer.nn.plugin_head import PluginHead
+from matxfer.prediction import predict
+from matxfer.transfer.bases import with_base
 from matxfer.transfer.finetune import finetune
 from matxfer.transfer.plugin import Plugin, column_names, load_plugin, predict_all
 
@@ -30,7 +36,7 @@ TARGET = "debye_temperature_k"
 L = 3
 
 
-def make_plugin(model, depth, target=TARGET, seed=0):
+def make_plugin(model, depth, target=TARGET, seed=0, size=1.0):
     """Return a plugin with random changes to everything that it may change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(100 * seed + depth)
@@ -41,7 +47,7 @@ def make_plugin(model, depth, target=TARGET, seed=0):
         plugin = Plugin(model, depth, head)
         for parameter in plugin.backbone.parameters():
             if parameter.requires_grad:
-                parameter.data += 0.1 * torch.randn_like(parameter)
+                parameter.data += 0.1 * size * torch.randn_like(parameter)
     return plugin.eval()
 
 
@@ -70,6 +76,7 @@ def test_round_trip_and_only_changed_tensors(depth, tiny_model, tiny_model_folde
     names = [name for name, _ in tiny_model.backbone.named_parameters()]
     kept = [n for n in names if n.startswith("layers.") and int(n.split(".")[1]) >= depth]
     trainable = {f"delta.{name}" for name in (kept if depth else names)}
+    stored = {k: v for k, v in stored.items() if not k.endswith(".step")}
     assert {k for k in stored if k.startswith("delta.")} == trainable
     assert (depth == L) == (not trainable)
     assert {k for k in stored if not k.startswith("delta.")} == {
@@ -101,8 +108,10 @@ def test_an_unchanged_layer_is_not_stored(tiny_model, tmp_path):
     assert f"delta.{name}" not in load_file(tmp_path / "p" / "plugin.safetensors")
 
 
-def test_saved_twice_is_the_same(tiny_model, tmp_path):
-    plugin = make_plugin(tiny_model, 1)
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6])
+def test_saved_twice_is_the_same(size, tiny_model, tmp_path):
+    """Differences so small that the base's weights swallow most of their digits too."""
+    plugin = make_plugin(tiny_model, 1, size=size)
     plugin.save(tmp_path / "p")
     first = {p.name: p.read_bytes() for p in (tmp_path / "p").iterdir()}
     assert set(first) == {"plugin.json", "plugin.safetensors"}
@@ -147,7 +156,7 @@ def test_what_plugin_json_says(
     )  # fmt: skip
     text = (folder / "plugin.json").read_text(encoding="utf-8")
     meta = json.loads(text)
-    assert meta["format"] == 2
+    assert meta["format"] == 3
     assert meta["name"] == "my-plugin"
     assert meta["base"] == {
         "name": "tiny", "sha256": sha256(tiny_model_folder / "model.safetensors"),
@@ -388,3 +397,41 @@ def test_plugins_load_without_the_training_libraries(tiny_model, tiny_model_fold
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert result.stdout.strip() == "[]"
+
+
+# -- the base of a call -----------------------------------------------------------------------
+def test_without_a_model_the_plugins_say_which(
+    tiny_model, tiny_model_folder, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(matxfer.model, "model_folders", lambda: [tiny_model_folder.parent])
+    plugin = make_plugin(tiny_model, 1)
+    plugin.save(tmp_path / "p")
+    assert with_base([plugin])[0] is tiny_model
+    base, found = with_base([tmp_path / "p", plugin])  # the base is found by its name
+    assert base.checksum == tiny_model.checksum
+    assert [p.base is base for p in found] == [True, False]
+    assert with_base([plugin], tiny_model_folder)[1] == [plugin]  # the same weights, read again
+
+
+def test_a_plugin_of_another_base_is_refused(
+    tiny_model, tiny_model_folder, table_crystals, tmp_path
+):
+    """Its own layers would run on those of the other without a complaint, and be wrong."""
+    shutil.copytree(tiny_model_folder, tmp_path / "other")
+    other = load_model(tmp_path / "other")
+    other.backbone.get_parameter("layers.0.norm.weight").data += 0.1
+    other.save(tmp_path / "other")
+    plugin = make_plugin(tiny_model, 1)
+    pattern = r"belongs to model 'tiny' \(.*but 'other' .*was given; give the model it was trained"
+    for use in (
+        lambda: predict(table_crystals[:2], plugin, model=other),
+        lambda: predict(table_crystals[:2], [make_plugin(other, 1), plugin]),
+        lambda: evaluate(pd.DataFrame(), TARGET, plugin, model=other),
+        lambda: MatxferCalculator(other, [plugin]),
+    ):
+        with pytest.raises(FormatError, match=pattern):
+            use()
+    assert TARGET in predict(table_crystals[:2], plugin)  # without a model it is its own
+    bare = Model(copy.deepcopy(tiny_model.backbone), [], tiny_model.elements)
+    with pytest.raises(FormatError, match="belongs to model"):
+        with_base([plugin], bare)  # weights that were never written are known by nothing

@@ -6,6 +6,8 @@ properties say more: how they are transformed and whether per-element reference 
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,10 @@ UNIT_SUFFIXES: dict[str, str] = {
     "_k": "K",
 }
 
-TRANSFORMS = ("identity", "nonnegative", "log", "log10", "log1p")
+TRANSFORMS = ("identity", "nonnegative", "log", "log10", "log1p", "bounded", "bounded(LOW,HIGH)")
+#: A bounded property is fitted on a range so much wider at both ends, so that a value at a limit
+#: has a place of its own on the fitted scale.
+BOUNDED_MARGIN = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,8 @@ class Property:
         Unit of the values, ``""`` if dimensionless.
     transform
         Scale on which the network fits: ``identity``, ``nonnegative`` (identity, predictions
-        clipped at zero), ``log``, ``log10`` or ``log1p``.
+        clipped at zero), ``log``, ``log10``, ``log1p`` or ``bounded(LOW,HIGH)`` (logit between
+        two limits, predictions never beyond them; ``bounded`` alone: between 0 and 1).
     per_atom_energy
         True if the value is an energy per atom, to which each element contributes a reference.
     """
@@ -60,7 +66,7 @@ class Property:
     per_atom_energy: bool = False
 
     def __post_init__(self) -> None:
-        if self.transform not in TRANSFORMS:
+        if self.transform not in TRANSFORMS[:-1] and limits_of(self.transform) is None:
             raise OptionError(
                 f"{self.name}: unknown transform {self.transform!r}; known are {TRANSFORMS}"
             )
@@ -101,13 +107,44 @@ def property_of(column: str) -> Property:
     return _KNOWN.get(column) or Property(column, unit_of(column))
 
 
+def limits_of(transform: str) -> tuple[float, float] | None:
+    """Return the limits of a ``bounded`` transform, ``None`` if it is another.
+
+    Raises
+    ------
+    OptionError
+        If the limits are no two numbers in rising order.
+    """
+    found = re.fullmatch(r"bounded(?:\((.*)\))?", transform)
+    if found is None:
+        return None
+    try:
+        low, high = (float(word) for word in ("0,1" if found[1] is None else found[1]).split(","))
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not -math.inf < low < high < math.inf:
+        raise OptionError(
+            f"transform {transform!r}: write two limits, the lower first, such as bounded(0,0.5)"
+        )
+    return low, high
+
+
 def apply_transform(transform: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Map values in their unit to the fitted scale; values outside its domain become NaN."""
+    """Map values in their unit to the fitted scale; values outside its domain become NaN.
+
+    The limits of ``bounded`` belong to its domain.
+    """
     if transform in ("identity", "nonnegative"):
         return values
+    result = np.full_like(values, np.nan)
+    if limits := limits_of(transform):
+        low, high = _widened(*limits)
+        domain = (values >= limits[0]) & (values <= limits[1])
+        inside = values[domain]
+        result[domain] = np.log((inside - low) / (high - inside))
+        return result
     domain = values > (-1.0 if transform == "log1p" else 0.0)
     function = {"log": np.log, "log10": np.log10, "log1p": np.log1p}[transform]
-    result = np.full_like(values, np.nan)
     result[domain] = function(values[domain])
     return result
 
@@ -120,4 +157,13 @@ def invert_transform(transform: str, values: NDArray[np.float64]) -> NDArray[np.
         return np.maximum(values, 0.0)
     if transform == "log10":
         return np.asarray(10.0**values)
+    if limits := limits_of(transform):
+        low, high = _widened(*limits)
+        # tanh never overflows, as an exponential would.
+        return np.clip(low + (high - low) * 0.5 * (1 + np.tanh(0.5 * values)), *limits)
     return np.asarray({"log": np.exp, "log1p": np.expm1}[transform](values))
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    margin = BOUNDED_MARGIN * (high - low)
+    return low - margin, high + margin

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from matxfer.data.copies import materials
 from matxfer.errors import MatxferError
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def read_property_table(
     targets
         Columns of values; units are those in their names.
     split_column
-        Column that says ``train``, ``val`` or ``test``; without one, rows are split at random.
+        Column that says ``train``, ``val`` or ``test``; without one, rows are split at random,
+        those of one material (:mod:`matxfer.data.copies`) together.
     structure_column
         Column of structures, see :mod:`matxfer.readers`.
     seed, fractions
@@ -108,18 +110,28 @@ def read_property_table(
                 f"{sorted(set(split.tolist()))[:5]}"
             )
     else:
-        split = random_split(len(frame), fractions, seed)
+        split = random_split(materials(crystals), fractions, seed)
     return PropertyTable(source, crystals, values, split)
 
 
-def random_split(n: int, fractions: tuple[float, float, float], seed: int) -> NDArray[np.str_]:
-    """Return a seeded random split of n rows into ``train``, ``val`` and ``test``, shape (n,)."""
-    order = np.random.default_rng(seed).permutation(n)
+def random_split(
+    material: NDArray[np.int64], fractions: tuple[float, float, float], seed: int
+) -> NDArray[np.str_]:
+    """Return a seeded random split of n rows into ``train``, ``val`` and ``test``, shape (n,).
+
+    Parameters
+    ----------
+    material
+        Number of each row's material, 0, 1, 2 …, (n,); rows of one material stay together.
+    """
+    n = len(material)
+    size = np.bincount(material)
+    order = np.random.default_rng(seed).permutation(len(size))
     first, second = round(n * fractions[0]), round(n * (fractions[0] + fractions[1]))
-    split = np.empty(n, dtype="<U5")
-    split[order[:first]], split[order[first:second]] = "train", "val"
-    split[order[second:]] = "test"
-    return split
+    begin = np.empty(len(size), dtype=np.int64)  # rows before each material, in random order
+    begin[order] = np.cumsum(size[order]) - size[order]
+    part = np.where(begin < first, "train", np.where(begin < second, "val", "test"))
+    return np.asarray(part[material], dtype="<U5")
 
 
 def open_table(table: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, str]:

@@ -64,7 +64,8 @@ class FinetuneConfig:
     weight_decay
         On the readout.
     transform
-        Scale on which the target is fitted; ``None``: that of the property.
+        Scale on which the target is fitted (see :class:`matxfer.data.properties.Property`);
+        ``None``: that of the property; ``"auto"``: chosen on the validation rows.
     seed
         Of initial weights, batch order and, without a split column, the split.
     """

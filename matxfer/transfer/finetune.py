@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from matxfer.data.copies import copies_of
 from matxfer.data.store import graph_store
 from matxfer.data.table import open_table, read_property_table
 from matxfer.files import sha256
@@ -21,6 +22,7 @@ from matxfer.transfer.report import calibrated, figures_of, retention_of
 from matxfer.transfer.retention import SourceData
 from matxfer.transfer.strategies import Trial, choose, run_strategy
 from matxfer.transfer.task import Task, make_task
+from matxfer.transfer.transforms import choose_transform
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,8 +76,8 @@ def finetune(
     Returns
     -------
     Plugin
-        With ``meta["figures"]`` (val and test errors), ``meta["retention"]`` and, of ``auto``,
-        ``meta["trials"]``.
+        With ``meta["figures"]`` (val and test errors), ``meta["retention"]``, and what ``auto``
+        tried: ``meta["trials"]`` of the strategy, ``meta["transform_trials"]`` of the transform.
 
     Raises
     ------
@@ -101,6 +103,11 @@ def finetune(
     store = graph_store(data.crystals, base.backbone.graph_options, on_progress=on_graphs)
     activations = Activations(base, store.graphs)
     task = make_task(base, data, target, store.graphs, activations, config.transform)
+    facts = _data_facts(data, split_column, task)
+    transforms = None
+    if config.transform == "auto":
+        task, transforms = choose_transform(task, config)
+        config = replace(config, transform=task.prop.transform)
     source = None if source_data is None else _source_data(source_data, base, on_graphs)
     if output is not None:  # better now than after the training
         Path(output).mkdir(parents=True, exist_ok=True)
@@ -119,9 +126,11 @@ def finetune(
         **trial.facts,
         "retention": retention_of(task, plugin, source),
         "elements": task.elements,
-        "data": _data_facts(data, split_column, task),
+        "data": facts,
         **provenance(time.monotonic() - started),
     }
+    if transforms is not None:
+        plugin.meta["transform_trials"] = transforms
     if trials:
         plugin.meta["trials"] = [
             {"tried": t.label, "val_mae": t.error, "seconds": t.facts["seconds"]} for t in trials
@@ -141,6 +150,7 @@ def _data_facts(data: PropertyTable, split_column: str | None, task: Task) -> di
         "split_column": split_column,
         "rows": {part: len(rows) for part, rows in task.parts.items()},
         "rows_excluded": task.excluded,
+        **copies_of(data.source, data.crystals, task.values, task.parts),
     }
 
 

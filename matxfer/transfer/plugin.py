@@ -20,6 +20,7 @@ from matxfer.model import Model, load_model
 from matxfer.nn.ensemble import ReadoutEnsemble
 from matxfer.nn.plugin_head import PluginHead, source_outputs
 from matxfer.transfer.freezing import adaptable_copy, trainable_blocks
+from matxfer.transfer.rounding import kept, restored
 from matxfer.transfer.uncertainty import Uncertainty
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Plugin:
     ----------
     backbone
         The base's first ``depth`` layers (the same memory) and layers of its own above them.
+    delta
+        Differences of its layers from the base's as its file holds them, once they are rounded.
     uncertainty
         Spread, intervals and out-of-domain score of its predictions, once they are calibrated.
     """
@@ -68,6 +71,7 @@ class Plugin:
         self.uncertainty: Uncertainty | None = None
         self.backbone = adaptable_copy(base.backbone, depth)
         self.folder: Path | None = None
+        self.delta: dict[str, Tensor] = {}
 
     @property
     def name(self) -> str:
@@ -141,18 +145,23 @@ class Plugin:
         Returns
         -------
         dict
-            The differences of the changed layers from the base, in half precision: a second
-            rounding of what they lead to might give others.
+            The differences of the changed layers from the base as :mod:`matxfer.transfer.rounding`
+            keeps them. Weights that are rounded already stay as they are: a second rounding of
+            what differences lead to might give others.
         """
         own, base = self.backbone.state_dict(), self.base.backbone.state_dict()
-        changed = [name for name, value in own.items() if not torch.equal(value, base[name])]
-        delta = {name: (own[name] - base[name]).half() for name in changed}
-        with torch.no_grad():
-            for name, change in delta.items():
-                own[name].copy_(base[name] + change.float())
-            for value in self.head.readout.state_dict().values():
-                value.copy_(_kept(self.head, value).to(value.dtype))
-        return delta
+        if not _is_sum(own, base, restored(self.delta)):
+            changed = [name for name, value in own.items() if not torch.equal(value, base[name])]
+            delta = kept({name: own[name] - base[name] for name in changed})
+            with torch.no_grad():
+                for name, change in restored(delta).items():
+                    own[name].copy_(base[name] + change)
+            self.delta = delta
+        if isinstance(self.head.readout, ReadoutEnsemble):
+            readout = self.head.readout.state_dict()
+            for name, value in restored(kept(readout)).items():
+                readout[name].copy_(value)
+        return self.delta
 
     def __repr__(self) -> str:
         return (
@@ -167,7 +176,9 @@ class Plugin:
         folder.mkdir(parents=True, exist_ok=True)
         delta = self.round()
         readout = self.head.readout.state_dict()
-        tensors = {f"head.readout.{k}": _kept(self.head, v) for k, v in readout.items()}
+        if isinstance(self.head.readout, ReadoutEnsemble):  # a kernel's sums need all their digits
+            readout = kept(readout)
+        tensors = {f"head.readout.{k}": v for k, v in readout.items()}
         tensors |= {f"head.scaler.{k}": v for k, v in self.head.scaler.state_dict().items()}
         tensors |= {f"delta.{k}": v for k, v in delta.items()}
         if self.uncertainty is not None:
@@ -209,9 +220,14 @@ _DERIVED = (
 )
 
 
-def _kept(head: PluginHead, value: Tensor) -> Tensor:
-    """Return an array of a readout as the file holds it; a kernel's sums need all their digits."""
-    return value.half() if isinstance(head.readout, ReadoutEnsemble) else value
+def _is_sum(
+    own: Mapping[str, Tensor], base: Mapping[str, Tensor], delta: Mapping[str, Tensor]
+) -> bool:
+    """Say whether weights are those of the base plus differences, to the last bit."""
+    return all(
+        torch.equal(value, base[name] + delta[name] if name in delta else base[name])
+        for name, value in own.items()
+    )
 
 
 def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
@@ -237,11 +253,9 @@ def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
             uncertainty = meta["uncertainty"] and Uncertainty.from_json(meta["uncertainty"])
         plugin = Plugin(base, int(meta["frozen_depth"]), head, meta)
         tensors = read_tensors(folder / _WEIGHTS)
-        stored = _under("head.", tensors)
-        head.load_state_dict(
-            {k: v.float() if v.dtype == torch.half else v for k, v in stored.items()}
-        )
-        delta = _under("delta.", tensors)
+        head.load_state_dict(restored(_under("head.", tensors)))
+        plugin.delta = _under("delta.", tensors)
+        delta = restored(plugin.delta)
         allowed = {
             f"{name}.{key}"
             for name, block in trainable_blocks(plugin.backbone, plugin.depth)
@@ -258,7 +272,7 @@ def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
         for name, change in delta.items():
             if change.shape != own[name].shape:
                 raise ValueError(f"size mismatch for {name}")
-            own[name].copy_(own[name] + change.float())
+            own[name].copy_(own[name] + change)
         if uncertainty:
             uncertainty.load_state_dict(_under("uncertainty.", tensors))
             plugin.uncertainty = uncertainty

@@ -12,7 +12,7 @@ from matxfer.metrics import regression_metrics
 from matxfer.transfer.uncertainty import Uncertainty, crystal_features
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -47,12 +47,22 @@ def predicted(task: Task, plugin: Plugin, rows: NDArray[np.int64]) -> list[NDArr
     return [np.concatenate(column) for column in zip(*parts, strict=True)] or [np.zeros(0)]
 
 
+def normalised_residuals(
+    task: Task, plugin: Plugin, found: Iterable[Evaluation], rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return by how much the evaluations of rows miss the targets, in units of their spread."""
+    outputs = torch.cat([each.outputs for each in found], dim=1).double().mean(0).numpy()
+    residual: NDArray[np.float64] = (
+        outputs - task.targets(plugin.head.scaler, plugin.head.source)[rows]
+    )
+    return residual
+
+
 def calibrated(task: Task, plugin: Plugin) -> Uncertainty:
     """Fit a plugin's uncertainty on the training rows, calibrate it on the validation rows."""
-    train, val, head = task.parts["train"], task.parts["val"], plugin.head
+    train, val = task.parts["train"], task.parts["val"]
     held = [found for found, _, _ in evaluations(task, plugin, val)]
-    outputs = torch.cat([found.outputs for found in held], dim=1).double().mean(0).numpy()
-    residual: NDArray[np.float64] = outputs - task.targets(head.scaler, head.source)[val]
+    residual = normalised_residuals(task, plugin, held, val)
     hidden, features = [], []
     for found, nodes, graphs in evaluations(task, plugin, train):
         if found.hidden is not None:

@@ -89,7 +89,7 @@ class Retention:
             fisher = total_fisher(base.fisher())
             if "l2sp" in ways:
                 fisher = _evenly(fisher, plugin.backbone)
-            ratio = _source_size(base) / n_train
+            ratio = source_size(base) / n_train
             self.penalty = EWCPenalty(plugin.backbone, fisher, self.strength, ratio)
         self.distills = "distill" in ways
         self.replay: _Replay | None = None
@@ -166,7 +166,14 @@ def _evenly(fisher: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     return {name: torch.full_like(value, mean) for name, value in fisher.items()}
 
 
-def _source_size(base: Model) -> int:
+def source_size(base: Model) -> int:
+    """Return the number of source samples that a model's Fisher information stands for.
+
+    Raises
+    ------
+    FormatError
+        If its card does not say.
+    """
     size = base.card.get("fisher", {}).get("source_size")
     if size is None:
         raise FormatError(

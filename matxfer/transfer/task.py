@@ -134,6 +134,8 @@ def make_task(
 ) -> Task:
     """Sort the rows of a table: what can be used, what is left out and why.
 
+    With the transform ``auto`` none is applied yet: :mod:`matxfer.transfer.transforms` chooses one.
+
     Raises
     ------
     TableError
@@ -141,23 +143,22 @@ def make_task(
     """
     prop = property_of(target)
     if transform is not None:
-        prop = replace(prop, transform=transform)
+        prop = replace(prop, transform="identity" if transform == "auto" else transform)
     values = data.values[target]
     foreign = graphs.has_elements_outside(base.elements)
     no_graph, no_value = graphs.nodes_per_graph == 0, ~np.isfinite(values)
     with np.errstate(invalid="ignore"):
         fitted = TargetScaler(prop.transform).normalised(values, graphs)
-    outside = ~np.isfinite(fitted) & ~no_value
+    # A test row outside the domain is not left out, but a wrong prediction.
+    outside = ~np.isfinite(fitted) & ~no_value & (data.split != "test")
     excluded = {
         "unreadable structure": int(no_graph.sum()),
         "no value": int((no_value & ~no_graph).sum()),
         "element unknown to the model": int((foreign & ~no_value).sum()),
         "outside the transform's domain": int((outside & ~foreign & ~no_graph).sum()),
     }
-    usable = ~(foreign | no_graph | no_value)
+    usable = ~(foreign | no_graph | no_value | outside)
     parts = {p: np.flatnonzero((data.split == p) & usable) for p in ("train", "val", "test")}
-    for part in ("train", "val"):  # a test row outside the domain is a wrong prediction
-        parts[part] = parts[part][~outside[parts[part]]]
     excluded = {reason: count for reason, count in excluded.items() if count}
     for part, least in (("train", FEWEST_ROWS), ("val", 1)):
         if len(parts[part]) < least:
