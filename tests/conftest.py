@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import settings
 
 from matxfer.crystal import Crystal
 from matxfer.data.packed import PackedGraphs
@@ -22,6 +23,11 @@ from matxfer.nn.network import EdgeGatedNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+# The same examples in every run, and no failure because a machine is busy.
+settings.register_profile("steady", deadline=None, derandomize=True, database=None)
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

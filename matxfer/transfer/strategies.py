@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -154,8 +155,9 @@ def choose(
 ) -> tuple[Trial, list[Trial]]:
     """Try strategies from the cheapest to the dearest; return the best and all.
 
-    Options that were given (a frozen depth, a readout, a retention …) are kept in all trials. The
-    choice looks at validation rows alone.
+    Options that were given (a frozen depth, a readout, a retention …) are kept in all trials. With
+    all layers frozen several readouts and simple models are tried; then half of the layers are
+    freed, held by EWC, and if that helps all of them. The choice looks at validation rows alone.
     """
     trials: list[Trial] = []
 
@@ -177,13 +179,15 @@ def choose(
         tuned = [t for t in trials if t.config.strategy == "finetune"]
         probe = min(tuned, key=lambda t: t.error)
     if config.freeze != last and _layers_are_affordable(task, config):
-        depth = last // 2 if config.freeze is None else config.freeze
         # Held by default: it costs next to nothing, and the layers stay of use to the source.
         held = "ewc" if config.retain == "none" and task.base.has_fisher else config.retain
         start = config if probe is None else probe.config
-        candidate = replace(start, strategy="finetune", freeze=depth, retain=held)
         head = probe.plugin.head if probe is not None and config.probe_first else None
-        attempt(candidate, head)
+        for depth in (last // 2, 0) if config.freeze is None else (config.freeze,):
+            before = min((trial.error for trial in trials), default=math.inf)
+            attempt(replace(start, strategy="finetune", freeze=depth, retain=held), head)
+            if trials[-1].error >= before:
+                break  # where freeing half of the layers is of no use, freeing all is of less
     return min(trials, key=lambda trial: trial.error), trials
 
 

@@ -5,6 +5,9 @@ precision; each gets its own learning rate, the best of a few short runs on the 
 The budget counts seconds of training steps (batches included, validation not), or epochs. Models
 train in turns of a few seconds, so that whatever else the machine does hits all of them alike. The
 weights are those of the best validation; the test rows are read once, at the end.
+
+A baseline by its plain name is given our graphs of the asymmetric unit, which its own packages do
+not have; ``NAME-full`` is the same network on graphs of the full cell, as it is installed.
 """
 
 from __future__ import annotations
@@ -57,6 +60,13 @@ MODELS: dict[str, Callable[[GraphOptions], torch.nn.Module]] = {
     "cgcnn-128": lambda options: CGCNN(node_dim=128, graph_options=options),
     "schnet-128": lambda options: SchNet(node_dim=128, graph_options=options),
 }
+FULL = "-full"
+MODELS |= {f"{name}{FULL}": make for name, make in MODELS.items() if not name.startswith("ours")}
+
+
+def options_of(name: str) -> GraphOptions:
+    """Return the graphs that a model works on."""
+    return GraphOptions(symmetry=not name.endswith(FULL))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +133,7 @@ class Run:
         self.data, self.settings = data, settings
         torch.manual_seed(seed)
         prop = property_of(TARGET)
-        backbone = MODELS[name](GraphOptions())
+        backbone = MODELS[name](options_of(name))
         head = PropertyHead(prop, backbone.node_dim, default_readout(prop), HIDDEN_DIM)
         head.scaler = copy.deepcopy(data.scaler)
         self.head, self.model = head, Model(backbone, [head])
@@ -229,20 +239,24 @@ def run_in_turns(runs: Sequence[Run], slice_s: float) -> None:
             run.train(slice_s)
 
 
-def warm_up(names: Sequence[str], data: Data, settings: Settings) -> None:
+def warm_up(names: Sequence[str], data: dict[str, Data], settings: Settings) -> None:
     """Take some steps with models that are thrown away, before any clock matters."""
     for name in names:
-        Run(name, 1e-4, 0, data, settings).train(1.0)
+        Run(name, 1e-4, 0, data[name], settings).train(1.0)
 
 
 def choose_learning_rates(
-    names: Sequence[str], rates: Sequence[float], data: Data, settings: Settings, slice_s: float
+    names: Sequence[str],
+    rates: Sequence[float],
+    data: dict[str, Data],
+    settings: Settings,
+    slice_s: float,
 ) -> dict[str, float]:
     """Return for each model the learning rate of the lowest validation error of short runs."""
     if len(rates) == 1:
         return dict.fromkeys(names, rates[0])
     # A seed of its own: the choice should not know the runs that are reported.
-    runs = [Run(name, rate, 10_000, data, settings) for name in names for rate in rates]
+    runs = [Run(name, rate, 10_000, data[name], settings) for name in names for rate in rates]
     run_in_turns(runs, slice_s)
     chosen = {}
     for name in names:
@@ -300,7 +314,12 @@ def main() -> None:
     torch.set_flush_denormal(True)
     torch.set_num_threads(args.threads)
     keep_large_blocks()
-    data = load_data(args.data, args.train, args.limit, args.seed, GraphOptions())
+    loaded = {
+        options: load_data(args.data, args.train, args.limit, args.seed, options)
+        for options in map(options_of, args.models)
+    }
+    data = {name: loaded[options_of(name)] for name in args.models}
+    some = data[args.models[0]]
     training = TrainingConfig(batch_size=args.batch_size)
     bf16 = args.precision == "bf16-mixed"
     settings = Settings(training, args.budget, bf16, args.epochs)
@@ -310,7 +329,7 @@ def main() -> None:
 
     finished: dict[str, list[tuple[Run, float]]] = {name: [] for name in args.models}
     for seed in range(args.seeds):
-        runs = [Run(name, rates[name], seed, data, settings) for name in args.models]
+        runs = [Run(name, rates[name], seed, data[name], settings) for name in args.models]
         run_in_turns(runs, args.slice)
         for run in runs:
             test = run.test()
@@ -351,7 +370,7 @@ def main() -> None:
     known = facts(
         args.threads,
         precision=args.precision,
-        rows=", ".join(f"{part} {len(rows):,}" for part, rows in data.rows.items())
+        rows=", ".join(f"{part} {len(rows):,}" for part, rows in some.rows.items())
         + " of mp_formation_energy with structure_source crysxpp, split by formula",
         budget=(f"{args.budget:g} s" if args.epochs is None else f"{args.epochs:g} epochs")
         + f" of training per model, {args.seeds} seed(s), in turns of {args.slice:g} s; "
@@ -363,8 +382,8 @@ def main() -> None:
         f"{args.tune_budget:g} s each"
         if len(args.learning_rates) > 1
         else "given",
-        reference_energies_alone=f"val {data.mae_of_references('val') * MEV:.1f}, "
-        f"test {data.mae_of_references('test') * MEV:.1f} meV/atom",
+        reference_energies_alone=f"val {some.mae_of_references('val') * MEV:.1f}, "
+        f"test {some.mae_of_references('test') * MEV:.1f} meV/atom",
     )
     write_tables(args.output, "Architectures on an equal budget", known, [table])
 
