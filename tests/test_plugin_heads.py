@@ -9,7 +9,13 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.gaussian_process import GaussianProcessRegressor
 
 from matxfer.data.batch import GraphBatch
-from matxfer.nn.ensemble import POOLED_PARTS, ReadoutEnsemble, normalised_layers, readout_inputs
+from matxfer.nn.ensemble import (
+    POOLED_PARTS,
+    ReadoutEnsemble,
+    join_readouts,
+    normalised_layers,
+    readout_inputs,
+)
 from matxfer.nn.feature_readout import FeatureReadout
 from matxfer.transfer.features import METHODS, fit_features
 from matxfer.transfer.uncertainty import NEW_ELEMENT_SCORE, Uncertainty
@@ -57,6 +63,39 @@ def test_ensemble_equals_a_loop_over_members_and_atoms(kind, nodes):
                          "highest": x.amax(0), "lowest": x.amin(0)}  # fmt: skip
                 expected = network(torch.cat([parts[p] for p in POOLED_PARTS[kind]]))
             assert float(found[member, graph]) == pytest.approx(float(expected), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kind", "layers"),
+    [
+        (("pooled", (0, 1)), ("extrema", (0, 1)), "extrema", (0, 1)),
+        (("pooled", (1,)), ("pooled", (0, 1)), "pooled", (0, 1)),
+        (("statistics", (0,)), ("pooled", (1,)), "statistics", (0, 1)),
+        (("atomwise", (1,)), ("atomwise", (0,)), "atomwise", (0, 1)),
+    ],
+)
+def test_joined_readouts_say_what_each_said(first, second, kind, layers, nodes):
+    torch.manual_seed(2)
+
+    def outputs(readout, read):
+        inputs = readout_inputs(readout.kind, normalised_layers([nodes[k] for k in read]), BATCH)
+        return readout(inputs, BATCH)
+
+    alone = [
+        (ReadoutEnsemble(kind, 4 * len(read), hidden_dim=6, members=2), read)
+        for kind, read in (first, second)
+    ]
+    for readout, _ in alone:
+        readout.inner_bias.data.normal_()
+        readout.outer_bias.data.normal_()
+    joint, read = join_readouts(alone)
+    assert (joint.kind, read, joint.members) == (kind, layers, 4)
+    torch.testing.assert_close(outputs(joint, read), torch.cat([outputs(*one) for one in alone]))
+
+
+def test_means_over_outputs_do_not_join_means_over_features():
+    alone = [(ReadoutEnsemble(kind, 4), (0,)) for kind in ("atomwise", "pooled")]
+    assert join_readouts(alone) is None
 
 
 def test_layers_are_normalised_one_by_one(nodes):
