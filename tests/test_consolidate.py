@@ -223,7 +223,7 @@ def test_three_linear_tasks_one_after_another_are_as_good_as_at_once():
 # -- one task after another -------------------------------------------------------------------
 def test_the_first_task_survives_the_second(frame, tiny_model, tmp_path):
     """The error on the first property after the second, with its information and without."""
-    options = {**QUICK, "epochs": 30, "patience": 30, "members": 1}
+    options = {**QUICK, "epochs": 30, "patience": 30, "members": 1, "probe_first": False}
     first = finetune(frame, FIRST, tmp_path / "first", model=tiny_model, **options)
     before = evaluate(frame, FIRST, first)["mae"]
     online = consolidate(first, frame, tmp_path / "online")

@@ -30,7 +30,7 @@ def kept(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             stored[name] = value.half()
             continue
         step = (value.abs().amax(-1, keepdim=True) / _LARGEST).bfloat16()
-        code = (value / step.float().clamp(min=1e-35)).round().clamp(-_LARGEST, _LARGEST)
+        code = (value / step.float().clamp(min=1e-37)).round().clamp(-_LARGEST, _LARGEST)
         stored[name], stored[f"{name}{_STEP}"] = code.to(torch.int8), step
     return stored
 

@@ -2,7 +2,9 @@
 
 For every frozen depth K the same batches are trained with the features of the frozen layers read
 from the cache and with the frozen layers run again, by turns; times are medians over epochs. The
-first epoch of a cached run pays for filling the cache, which has a column of its own.
+first epoch of a cached run pays for filling the cache, which has a column of its own. CHGNet, if
+it is installed, trains the network on its last features with everything else frozen and run again,
+on some of the same crystals.
 """
 
 from __future__ import annotations
@@ -13,16 +15,19 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from _table import Table, add_common_arguments, facts, write_tables
 
+from matxfer.benchmark.tasks import target_of
+from matxfer.crystal import Crystal
 from matxfer.data.store import graph_store
 from matxfer.data.table import read_property_table
 from matxfer.model import DEFAULT_MODEL, load_model
 from matxfer.nn.ensemble import ReadoutEnsemble
+from matxfer.readers import load_table
 from matxfer.runtime import keep_large_blocks
 from matxfer.transfer.activations import Activations
 from matxfer.transfer.config import FinetuneConfig
@@ -33,13 +38,16 @@ from matxfer.transfer.task import make_task
 from matxfer.transfer.training import FinetuneModule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from matxfer.transfer.task import Task
 
-BATCH_SIZE = 32
+TABLES = ("small_tasks/mp_phonons", "small_tasks/mp_elastic_anisotropy")
+BATCH_SIZE = FinetuneConfig().batch_size
+#: Crystals of a CHGNet batch, which then holds about as many edges as one of ours.
+CHGNET_BATCH = 16
 
 
 def epoch(
@@ -63,11 +71,12 @@ def measure(task: Task, depth: int, epochs: int, folder: Path) -> tuple[float, .
     config = FinetuneConfig(strategy="finetune", freeze=depth)
     layers = task.layers(config)
     source = task.source(config)
-    readout = ReadoutEnsemble(task.readout_kind(config), task.base.backbone.node_dim * len(layers))
+    width = task.base.backbone.node_dim * len(layers)
+    readout = ReadoutEnsemble(task.readout_kind(config), width, config.hidden_dim, config.members)
     plugin = Plugin(task.base, depth, task.head(layers, readout, source, task.scaler(source)))
     rates = {"learning_rate": 1e-4, "head_learning_rate": 1e-4, "layer_decay": 1.0}
     groups = parameter_groups(plugin.backbone, plugin.head, depth, **rates, weight_decay=0.0)
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = torch.optim.AdamW(groups, fused=True)
     module = FinetuneModule(plugin, config)
     targets = task.targets(plugin.head.scaler, plugin.head.source)
     rows = np.concatenate([task.parts[part] for part in ("train", "val", "test")])
@@ -100,52 +109,85 @@ def measure(task: Task, depth: int, epochs: int, folder: Path) -> tuple[float, .
     return fill, *(statistics.median(times) for times in seconds.values())
 
 
+def chgnet_epoch(crystals: Sequence[Crystal], epochs: int) -> float | None:
+    """Return seconds per crystal of CHGNet with its layers frozen; ``None`` if it is missing."""
+    try:
+        from chgnet.graph import CrystalGraphConverter
+        from chgnet.model import CHGNet
+    except ImportError:
+        return None
+    convert = CrystalGraphConverter(atom_graph_cutoff=6, bond_graph_cutoff=3)
+    graphs = [convert(crystal.to_pymatgen()) for crystal in crystals]
+    net = CHGNet().requires_grad_(False)
+    net.mlp.requires_grad_(True)
+    optimizer = torch.optim.AdamW(net.mlp.parameters(), fused=True)
+    taken = []
+    for _ in range(epochs + 1):
+        start = time.perf_counter()
+        for first in range(0, len(graphs), CHGNET_BATCH):
+            loss = net(graphs[first : first + CHGNET_BATCH], task="e")["e"].abs().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken[1:]) / len(graphs)
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_common_arguments(parser, "prefix_cache")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--table", default="small_tasks/jarvis_2d_eform")
-    parser.add_argument("--target", default="formation_energy_ev_per_atom")
+    parser.add_argument("--tables", nargs="+", default=TABLES)
+    parser.add_argument("--chgnet", type=int, default=96, help="crystals for CHGNet; 0: none")
     arguments = parser.parse_args()
     keep_large_blocks()
     torch.set_num_threads(arguments.threads)
     model = load_model(arguments.model)
-    table = read_property_table(arguments.data / f"{arguments.table}.parquet", [arguments.target])
-    graphs = graph_store(table.crystals, model.backbone.graph_options).graphs
-    task = make_task(model, table, arguments.target, graphs, Activations(model, graphs), None)
-    rows = []
-    full = None
-    for depth in range(model.backbone.n_layers + 1):
-        with tempfile.TemporaryDirectory() as folder:
-            fill, cached, again = measure(task, depth, arguments.epochs, Path(folder))
-        full = full or again
-        rows.append(
-            [
-                depth,
-                "–" if depth == 0 else f"{fill:.2f}",
-                f"{cached:.3f}",
-                f"{again:.3f}",
-                f"{cached / again:.2f}",
-                f"{cached / full:.3f}",
-            ]
-        )
-    columns = [
-        "frozen layers",
-        "fill the cache, s",
-        "epoch with it, s",
-        "epoch without it, s",
-        "with / without",
-        "with / nothing frozen",
-    ]
-    edges = int(graphs.edge_offset[-1])
+    tables = []
+    for name in arguments.tables:
+        path = arguments.data / f"{name}.parquet"
+        target = target_of(load_table(path).columns)
+        table = read_property_table(path, [target])
+        graphs = graph_store(table.crystals, model.backbone.graph_options).graphs
+        task = make_task(model, table, target, graphs, Activations(model, graphs), None)
+        tables.append(depths(name, task, table.crystals, arguments))
     write_tables(
         arguments.output,
         "Fine-tuning epochs and the prefix cache",
-        facts(arguments.threads, table=arguments.table, crystals=len(graphs), edges=edges),
-        [Table("Seconds per epoch", columns, rows)],
+        facts(
+            arguments.threads,
+            model=f"{model.name}, {sum(p.numel() for p in model.parameters()):,} parameters",
+            epoch=f"every row of a table once, {BATCH_SIZE} in a batch, AdamW, no validation",
+            CHGNet=f"random weights, energy only, {CHGNET_BATCH} in a batch, ready graphs",
+        ),
+        tables,
     )
+
+
+def depths(name: str, task: Task, crystals: Sequence[Any], arguments: argparse.Namespace) -> Table:
+    """Return the table of all frozen depths on one task."""
+    rows: list[Sequence[object]] = []
+    full = None
+    for depth in range(task.base.backbone.n_layers + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            fill, cached, again = measure(task, depth, arguments.epochs, Path(folder))
+        full = full or again
+        kept = "–" if depth == 0 else f"{fill:.2f}"
+        ratios = (f"{again / cached:.1f}", f"{cached / full:.3f}")
+        rows.append((depth, kept, f"{cached:.3f}", f"{again:.3f}", *ratios))
+    if arguments.chgnet:
+        usable = [c for c in crystals if isinstance(c, Crystal)][: arguments.chgnet]
+        each = chgnet_epoch(usable, 1)
+        if each is not None:
+            whole = each * len(task.graphs)
+            rows.append(("CHGNet, all", "–", "–", f"{whole:.1f}", f"{whole / cached:.0f}", "–"))
+    edges = int(task.graphs.edge_offset[-1])
+    columns = ("frozen layers", "fill the cache, s", "epoch with it, s", "epoch without it, s")
+    columns += ("times cheaper", "of nothing frozen")
+    heading = f"{name}: {len(task.graphs):,} crystals, {edges:,} edges"
+    return Table(heading, columns, rows)
 
 
 if __name__ == "__main__":
