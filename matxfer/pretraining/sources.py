@@ -10,7 +10,7 @@ import numpy as np
 from matxfer.crystal import Crystal
 from matxfer.data.packed import PackedGraphs
 from matxfer.data.store import graph_store
-from matxfer.data.table import crystals_or_errors, read_property_table, require_column
+from matxfer.data.table import crystals_or_errors, read_property_table, require_column, rows_where
 from matxfer.files import sha256
 from matxfer.pretraining.exclusion import read_exclusions
 
@@ -126,7 +126,9 @@ def _read(source: SourceConfig, config: PretrainConfig, exclusions: Exclusions |
     from matxfer.readers import load_table
 
     path = config.folder / source.table
-    frame = load_table(path)
+    frame = load_table(path).reset_index(drop=True)
+    if source.where:
+        frame = rows_where(frame, source.where, path, " to learn from")
     if source.targets:
         read = read_property_table(
             frame,
@@ -164,6 +166,7 @@ def _read(source: SourceConfig, config: PretrainConfig, exclusions: Exclusions |
         "targets": source.targets,
         "denoise_angstrom": source.denoise_angstrom,
         "split_column": source.split_column,
+        "where": source.where,
         "rows": dict(zip(parts.tolist(), counts.tolist(), strict=True)),
         "report_only": source.report_only,
         "row_weights": source.row_weights,
