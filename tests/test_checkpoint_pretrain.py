@@ -401,6 +401,8 @@ CHANGES = {
     "average": {"training__ema_decay": 0.9},
     "angles": {"network__angular_dim": 2},
     "readout": {"network__readouts": {"band_gap_ev": "attention"}},
+    "schedule": {"training__schedule": "trapezoid"},
+    "sum": {"network__readouts": {"band_gap_ev": "sum"}},
     "extrema": {"network__readouts": {"band_gap_ev": "extrema"}},
 }
 
@@ -668,6 +670,8 @@ NONSENSE = [
     ({"training__warmup_fraction": 1.0}, "warmup_fraction", r"must be in \[0, 1\)"),
     ({"training__ema_decay": 1}, "ema_decay", r"must be in \[0, 1\)"),
     ({"training__loss": "mape"}, "loss", r"must be one of .*'huber', 'mae', 'mse'"),
+    ({"training__schedule": "linear"}, "schedule", r"must be one of .*'cosine', 'trapezoid'"),
+    ({"training__force_weight": math.inf}, "force_weight", "must not be negative"),
     ({"training__fisher_samples": -1}, "fisher_samples", "must not be negative"),
     ({"training__denoise_weight": -1.0}, "denoise_weight", "must not be negative"),
     ({"training__task_weights": {"band_gap_ev": -1}}, "task_weights", "must not be negative"),
@@ -710,9 +714,11 @@ NONSENSE = [
 NONSENSE_OF_A_SOURCE = [
     ({"table": None}, "table", "not text"),
     ({"targets": [3]}, "targets", "not a list of text"),
-    ({"targets": []}, "targets", "give 'targets', or"),
+    ({"targets": []}, "targets", "give 'targets', 'forces', or"),
     ({"denoise_angstrom": -0.1}, "denoise_angstrom", "must not be negative"),
-    ({"denoise_angstrom": 0.1}, "denoise_angstrom", "and not both"),
+    ({"denoise_angstrom": 0.1}, "denoise_angstrom", "and one of them only"),
+    ({"forces": ["fx", "fy"]}, "forces", "not text or null"),
+    ({"max_force_ev_per_a": -1}, "max_force_ev_per_a", "must be positive"),
     ({"max_sites": 0}, "max_sites", "must be at least 1"),
     ({"max_sites": 2.5}, "max_sites", "not a whole number or null"),
     ({"split_column": ["split"]}, "split_column", "not text or null"),

@@ -592,6 +592,7 @@ def fake_run(world_size):
         last_losses=torch.ones(3),
         model=SimpleNamespace(heads=dict.fromkeys("abc")),
         denoiser=None,
+        force_readout=None,
         all_gather=lambda tensor: torch.stack([tensor] * world_size),
     )
     return trainer, module
@@ -642,6 +643,18 @@ def test_a_denoising_loss_is_named(tmp_path):
         FiniteLoss(tmp_path).on_train_batch_end(
             trainer, module, {"loss": torch.tensor(math.nan)}, None, 5
         )
+
+
+def test_rates_of_a_trapezoid(folder):
+    schedule = {"training__schedule": "trapezoid", "training__epochs": 10}
+    train(folder, "a", base_config(**schedule, training__warmup_fraction=0.1))
+    rates = curves(folder, "a").learning_rate.to_numpy()  # of the last step of each epoch
+    assert rates[:8] == pytest.approx(0.01)
+    # Six steps an epoch, sixty in all, of which the last twelve fall by one twelfth each.
+    assert rates[8:] == pytest.approx([0.01 * 7 / 12, 0.01 * 1 / 12])
+    train(folder, "b", base_config(training__epochs=10, training__warmup_fraction=0.1))
+    cosine = curves(folder, "b").learning_rate.to_numpy()
+    assert (np.diff(cosine[1:]) < 0).all()
 
 
 def gradient_norms(folder, name, clip_norm):

@@ -27,10 +27,12 @@ from matxfer.pretraining.exclusion import ExcludeConfig
 T = TypeVar("T")
 
 LOSSES = ("huber", "mae", "mse")
+SCHEDULES = ("cosine", "trapezoid")
 
 #: What the numbers of each class must be.
 _SOURCE: dict[str, Range] = {
     "denoise_angstrom": NOT_NEGATIVE,
+    "max_force_ev_per_a": POSITIVE,
     "max_sites": COUNT,
     "row_weights": NOT_NEGATIVE,
 }
@@ -43,7 +45,7 @@ _TRAINING: dict[str, Range] = {
     **dict.fromkeys(("epochs", "batch_size", "patience"), COUNT),
     "learning_rate": POSITIVE,
     **dict.fromkeys(("weight_decay", "clip_norm", "fisher_samples"), NOT_NEGATIVE),
-    **dict.fromkeys(("task_weights", "denoise_weight"), NOT_NEGATIVE),
+    **dict.fromkeys(("task_weights", "denoise_weight", "force_weight"), NOT_NEGATIVE),
     **dict.fromkeys(("warmup_fraction", "ema_decay"), PART),
 }
 
@@ -75,6 +77,11 @@ class SourceConfig:
         Above 0 the table, which then has no targets, teaches geometry without labels: atoms of
         the full cell are displaced by noise of this spread (in Å, per coordinate), and the
         network has to tell the displacements (Zaidi et al., ICLR 2023).
+    forces
+        Column of forces on the atoms of the full cell (a list of 3n numbers, row-major, in eV/Å),
+        for a table that then has no targets. Structures whose forces cannot be read are error rows.
+    max_force_ev_per_a
+        Structures with a larger force on an atom are left out of the source; ``null``: none.
     max_sites
         Structures with more atoms in the cell are left out of the source; ``null``: none.
     """
@@ -86,17 +93,29 @@ class SourceConfig:
     report_only: dict[str, list[Any]] = field(default_factory=dict)
     row_weights: dict[str, dict[Any, float]] = field(default_factory=dict)
     denoise_angstrom: float = 0.0
+    forces: str | None = None
+    max_force_ev_per_a: float | None = None
     max_sites: int | None = None
 
     def __post_init__(self) -> None:
         place = f"sources ({self.table})"
         check_kinds(self, place)
         check_ranges(self, _SOURCE, place)
-        if bool(self.targets) == (self.denoise_angstrom > 0):
+        if (bool(self.targets), self.denoise_angstrom > 0, self.forces is not None).count(
+            True
+        ) != 1:
             raise OptionError(
-                f"source {self.table!r}: give 'targets', or 'denoise_angstrom' above 0 for a "
-                "table without labels, and not both (name the table twice to have both)"
+                f"source {self.table!r}: give 'targets', 'forces', or 'denoise_angstrom' above 0 "
+                "for a table without labels, and one of them only (name the table twice to have "
+                "two)"
             )
+        if self.max_force_ev_per_a is not None and self.forces is None:
+            raise OptionError(f"'max_force_ev_per_a' in {place} needs 'forces'")
+
+    @property
+    def needs_full_cell(self) -> bool:
+        """Whether it teaches vectors, which symmetry-equivalent atoms do not share."""
+        return not self.targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +151,18 @@ class TrainingConfig:
     epochs, batch_size
         Passes over the training rows; crystals per batch and device.
     learning_rate, weight_decay
-        Of AdamW; the rate rises linearly over ``warmup_fraction`` of all steps and falls to zero
-        along a cosine.
+        Of AdamW; the rate rises linearly over ``warmup_fraction`` of all steps.
+    schedule
+        How the rate falls to zero after that: ``cosine``, or ``trapezoid``: constant, and a line
+        over the last fifth of all steps (Hägele et al., NeurIPS 2024).
     clip_norm
         Largest norm of the gradient; 0: any.
     loss
         ``mae``, ``huber`` (quadratic within 0.1 of the targets' spread) or ``mse``.
     task_weights
         Weight of each target in the loss (default 1).
-    denoise_weight
-        Weight of the denoising loss.
+    denoise_weight, force_weight
+        Weights of the denoising loss and of the loss of the forces.
     ema_decay
         Above 0, what is validated and kept is an average of the weights over the steps with this
         decay per step (Polyak averaging).
@@ -156,10 +177,12 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup_fraction: float = 0.03
+    schedule: str = "cosine"
     clip_norm: float = 1.0
     loss: str = "mae"
     task_weights: dict[str, float] = field(default_factory=dict)
     denoise_weight: float = 1.0
+    force_weight: float = 1.0
     ema_decay: float = 0.0
     patience: int | None = None
     fisher_samples: int = 1000
@@ -168,6 +191,7 @@ class TrainingConfig:
         check_kinds(self, "training")
         check_ranges(self, _TRAINING, "training")
         check_choice("loss", self.loss, LOSSES, "training")
+        check_choice("schedule", self.schedule, SCHEDULES, "training")
 
 
 @dataclass(frozen=True, slots=True)

@@ -310,6 +310,8 @@ def _finish(
             "noise_normalised": noise,
             "concentration": concentration(total_fisher(fisher)),
         }
+    if data.forces_ev_per_a is not None:
+        model.card["force_scale_ev_per_a"] = data.force_scale_ev_per_a
     model.card |= {
         "data": data.tables,
         "rows_without_graph": len(data.errors),
