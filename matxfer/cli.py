@@ -330,6 +330,7 @@ def pretrain(
           targets: [formation_energy_ev_per_atom]   # columns, units in their names
           split_column: split        # train, val, test; without: a seeded random split
         - {table: structures.parquet, denoise_angstrom: 0.1}  # no labels: learns geometry
+        - {table: frames.parquet, forces: forces_ev_per_a, max_force_ev_per_a: 10.0}
       network: {n_layers: 4, node_dim: 128, edge_dim: 64, angular_dim: 16}
       training: {epochs: 20, batch_size: 64, learning_rate: 1.0e-3}
       trainer: {accelerator: auto, devices: 1}      # goes to lightning.Trainer as it is

@@ -24,6 +24,7 @@ from matxfer.crystal import (
 )
 from matxfer.errors import OptionError
 from matxfer.neighbors import neighbor_list
+from matxfer.options import POSITIVE, check_kinds, check_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,6 +56,11 @@ class GraphOptions:
     cutoff_angstrom: float = 5.0
     symmetry: bool = True
     symprec_angstrom: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_kinds(self, "graph")
+        positive = dict.fromkeys(("cutoff_angstrom", "symprec_angstrom"), POSITIVE)
+        check_ranges(self, positive, "graph")
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as a JSON object."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import struct
@@ -23,11 +24,18 @@ from matxfer.crystal import Crystal
 from matxfer.data.packed import PackedGraphs
 from matxfer.data.resident import ResidentGraphs
 from matxfer.data.table import TableError
+from matxfer.errors import OptionError
 from matxfer.files import FormatError, read_json, read_tensors, write_json
 from matxfer.graph import GraphOptions, build_graph
 from matxfer.model import load_model
 from matxfer.pretraining.callbacks import TrainingError
-from matxfer.pretraining.config import ConfigError, read_config
+from matxfer.pretraining.config import (
+    ConfigError,
+    NetworkConfig,
+    SourceConfig,
+    TrainingConfig,
+    read_config,
+)
 from matxfer.pretraining.module import PretrainModule
 from matxfer.pretraining.run import pretrain
 
@@ -393,6 +401,8 @@ CHANGES = {
     "average": {"training__ema_decay": 0.9},
     "angles": {"network__angular_dim": 2},
     "readout": {"network__readouts": {"band_gap_ev": "attention"}},
+    "schedule": {"training__schedule": "trapezoid"},
+    "sum": {"network__readouts": {"band_gap_ev": "sum"}},
     "extrema": {"network__readouts": {"band_gap_ev": "extrema"}},
 }
 
@@ -403,6 +413,18 @@ def test_options_change_the_result(change, trained, tables, tmp_path):
     train(tables, tmp_path, config)
     with pytest.raises(AssertionError):
         assert_same_weights(trained[0], tmp_path)
+
+
+def test_where_reads_some_rows_only(trained, tables, tmp_path):
+    config = changed(training__epochs=1, training__fisher_samples=0)
+    config["sources"][0]["where"] = {"source": ["a"]}
+    model = train(tables, tmp_path, config)
+    whole = trained[1].card["data"][0]["rows"]
+    assert sum(model.card["data"][0]["rows"].values()) == 0.5 * sum(whole.values())
+    assert model.card["data"][0]["where"] == {"source": ["a"]}
+    config["sources"][0]["where"] = {"source": ["c"]}
+    with pytest.raises(TableError, match=r"no row has 'c' in column 'source' to learn from"):
+        train(tables, tmp_path / "b", config)
 
 
 def test_patience_stops_early(tables, tmp_path):
@@ -614,10 +636,12 @@ def test_a_good_configuration_is_read(tmp_path):
         ({"graph__cutoff": 3}, "unknown key 'cutoff' in graph"),
         ({"sources": [{"table": "a.csv", "target": ["x"]}]}, "unknown key 'target' in sources"),
         ({"sources": [{"targets": ["x"]}]}, "sources: .*'table'"),
+        ({"sources": "a.csv"}, "'sources' is 'a.csv', not a list of tables"),
+        ({"exclude": {"table": "a.csv"}}, "'exclude' is .*, not a list of tables"),
         ({"sources": []}, "'sources' is missing"),
         ({"network": 3}, "network: expected keys and values, found 3"),
         ({"training__learning_rate": "1e-3"}, r"'learning_rate' in training is '1e-3'.*1\.0e-3"),
-        ({"training__epochs": "ten"}, "'epochs' in training is 'ten', not a number"),
+        ({"training__epochs": "ten"}, "'epochs' in training is 'ten', not a whole number"),
         ({"training__batch_size": True}, "'batch_size' in training is True"),
         ({"seed": "abc"}, "'seed' in the top is 'abc'"),
         ({"training__epochs": 2.5}, "'epochs' in training is 2.5, not a whole number"),
@@ -630,6 +654,131 @@ def test_configuration_errors_name_file_and_key(change, pattern, tmp_path):
     with pytest.raises(ConfigError, match=pattern) as caught:
         read(tmp_path, changed(**change))
     assert str(tmp_path / "config.yaml") in str(caught.value)
+
+
+#: Values that make no sense, and what the message says that they must be.
+NONSENSE = [
+    *(({f"training__{key}": 0}, key, "must be at least 1") for key in ("epochs", "batch_size")),
+    ({"training__epochs": None}, "epochs", "not a whole number"),
+    ({"training__patience": 0}, "patience", "must be at least 1"),
+    ({"training__patience": "soon"}, "patience", "not a whole number or null"),
+    ({"training__learning_rate": math.nan}, "learning_rate", "must be positive"),
+    ({"training__learning_rate": 0}, "learning_rate", "must be positive"),
+    ({"training__learning_rate": math.inf}, "learning_rate", "must be positive"),
+    ({"training__weight_decay": -0.1}, "weight_decay", "must not be negative"),
+    ({"training__clip_norm": -1}, "clip_norm", "must not be negative"),
+    ({"training__warmup_fraction": 1.0}, "warmup_fraction", r"must be in \[0, 1\)"),
+    ({"training__ema_decay": 1}, "ema_decay", r"must be in \[0, 1\)"),
+    ({"training__loss": "mape"}, "loss", r"must be one of .*'huber', 'mae', 'mse'"),
+    ({"training__schedule": "linear"}, "schedule", r"must be one of .*'cosine', 'trapezoid'"),
+    ({"training__force_weight": math.inf}, "force_weight", "must not be negative"),
+    ({"training__fisher_samples": -1}, "fisher_samples", "must not be negative"),
+    ({"training__denoise_weight": -1.0}, "denoise_weight", "must not be negative"),
+    ({"training__task_weights": {"band_gap_ev": -1}}, "task_weights", "must not be negative"),
+    ({"training__task_weights": {"band_gap_ev": "half"}}, "task_weights", "each with a number"),
+    ({"training__task_weights": 1.0}, "task_weights", "not names, each with a number"),
+    (
+        {
+            "training__task_weights": {
+                "band_gap_ev": 0,
+                "formation_energy_ev_per_atom": 0.0,
+            }
+        },
+        "task_weights",
+        "are all 0",
+    ),
+    *(
+        ({f"network__{key}": 0}, key, "must be at least [12]")
+        for key in ("n_layers", "node_dim", "edge_dim", "basis_size")
+    ),
+    ({"network__angular_dim": -1}, "angular_dim", "must not be negative"),
+    ({"network__n_layers": True}, "n_layers", "not a whole number"),
+    ({"network__readouts": {"band_gap_ev": "best"}}, "band_gap_ev", "must be one of"),
+    ({"network__readouts": {"gap": "pooled"}}, "gap", "is not a target"),
+    ({"network__readouts": ["pooled"]}, "readouts", "not names, each with text"),
+    ({"graph__cutoff_angstrom": 0}, "cutoff_angstrom", "must be positive"),
+    ({"graph__cutoff_angstrom": math.nan}, "cutoff_angstrom", "must be positive"),
+    ({"graph__symprec_angstrom": -1e-4}, "symprec_angstrom", "must be positive"),
+    ({"graph__symmetry": "maybe"}, "symmetry", "not true or false"),
+    ({"seed": -1}, "seed", r"must be in \[0, 4294967295\]"),
+    ({"seed": 2**32}, "seed", r"must be in \[0, 4294967295\]"),
+    ({"name": 3}, "name", r"not text \(put it in quotes\)"),
+    ({"name": ""}, "name", "must be a file name"),
+    ({"name": "../other"}, "name", "must be a file name"),
+    ({"trainer": "gpu"}, "trainer", "not keys and values"),
+    ({"card": ["CC0"]}, "card", "not keys and values"),
+    ({"exclude": [{"table": 5}]}, "table", "not text"),
+    ({"exclude": [{"table": "a.csv", "id_column": None}]}, "id_column", "not text"),
+]
+#: The same of a source that is right otherwise.
+NONSENSE_OF_A_SOURCE = [
+    ({"table": None}, "table", "not text"),
+    ({"targets": [3]}, "targets", "not a list of text"),
+    ({"targets": []}, "targets", "give 'targets', 'forces', or"),
+    ({"denoise_angstrom": -0.1}, "denoise_angstrom", "must not be negative"),
+    ({"denoise_angstrom": 0.1}, "denoise_angstrom", "and one of them only"),
+    ({"forces": ["fx", "fy"]}, "forces", "not text or null"),
+    ({"max_force_ev_per_a": -1}, "max_force_ev_per_a", "must be positive"),
+    ({"max_sites": 0}, "max_sites", "must be at least 1"),
+    ({"max_sites": 2.5}, "max_sites", "not a whole number or null"),
+    ({"split_column": ["split"]}, "split_column", "not text or null"),
+    ({"where": {"source": "a"}}, "where", r"each with a list \(write \{name: \[value\]\}\)"),
+    ({"report_only": {"source": "a"}}, "report_only", "each with a list"),
+    ({"row_weights": {"source": 0.5}}, "row_weights", "each with names, each with a number"),
+    ({"row_weights": {"source": {"a": -1}}}, "row_weights", "must not be negative"),
+    ({"row_weights": {"source": {2018: math.nan}}}, "row_weights", "must not be negative"),
+]
+
+
+def check_nonsense(config, key, words, tmp_path):
+    with pytest.raises(ConfigError, match=words) as caught:
+        read(tmp_path, config)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'config.yaml'}: ")
+    assert key in message
+
+
+@pytest.mark.parametrize(("change", "key", "words"), NONSENSE, ids=str)
+def test_nonsense_is_refused(change, key, words, tmp_path):
+    check_nonsense(changed(**change), key, words, tmp_path)
+
+
+@pytest.mark.parametrize(("change", "key", "words"), NONSENSE_OF_A_SOURCE, ids=str)
+def test_nonsense_of_a_source_is_refused(change, key, words, tmp_path):
+    source = {"table": "gaps.parquet", "targets": ["band_gap_ev"]} | change
+    check_nonsense(changed(sources=[base_config()["sources"][0], source]), key, words, tmp_path)
+
+
+def test_every_option_is_checked():
+    """Whatever a class of the configuration has, something wrong of it was tried above."""
+    tried = {key.rpartition("__")[2] for change, _, _ in NONSENSE for key in change}
+    for cls in (GraphOptions, NetworkConfig, TrainingConfig):
+        assert {f.name for f in dataclasses.fields(cls)} <= tried
+    tried = {key for change, _, _ in NONSENSE_OF_A_SOURCE for key in change}
+    assert {f.name for f in dataclasses.fields(SourceConfig)} <= tried
+
+
+def test_edges_of_the_ranges_are_allowed(tmp_path):
+    config = changed(
+        training__clip_norm=0,
+        training__weight_decay=0,
+        training__warmup_fraction=0.0,
+        training__patience=1,
+        training__denoise_weight=0,
+        training__task_weights={"band_gap_ev": 0},
+        network=None,  # a section with nothing in it
+        seed=2**32 - 1,
+        exclude=None,
+    )
+    config["sources"][0]["row_weights"] = {"source": {2018: 0}}
+    config["sources"][0]["max_sites"] = None
+    read_back = read(tmp_path, config)
+    assert read_back.network == NetworkConfig()
+    assert read_back.training.patience == 1
+    # What is built in Python is checked as well.
+    with pytest.raises(OptionError, match="'batch_size' in training is 0, but must be at least 1"):
+        dataclasses.replace(read_back.training, batch_size=0)
+    assert dataclasses.replace(read_back.training, batch_size=np.int64(8)).batch_size == 8
 
 
 def test_unreadable_configurations(tmp_path):

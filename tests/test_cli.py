@@ -377,7 +377,7 @@ def test_the_example_of_pretrain_help_is_a_configuration(run, tmp_path):
     (tmp_path / "mine.yaml").write_text(example.replace("\n    ", "\n").removeprefix("    "))
     config = read_config(tmp_path / "mine.yaml")
     assert config.name == "mine"
-    assert [source.denoise_angstrom for source in config.sources] == [0, 0.1]
+    assert [source.denoise_angstrom for source in config.sources] == [0, 0.1, 0]
     for word in ("last.ckpt", "learning_curves.csv", "--resume", "GPU", "devices", "runs/NAME"):
         assert word in out
 

@@ -15,6 +15,7 @@ from pymatgen.core.structure import Structure
 
 from matxfer.crystal import Crystal, CrystalError
 from matxfer.data.table import TableError
+from matxfer.errors import OptionError
 from matxfer.files import sha256
 from matxfer.pretraining.config import ConfigError, read_config
 from matxfer.pretraining.exclusion import (
@@ -234,7 +235,7 @@ def test_row_that_could_not_be_kept_out(folder):
 
 @pytest.mark.parametrize("where", ["split", {"split": "test"}, ["split"], None])
 def test_where_of_another_shape(where):
-    with pytest.raises(ConfigError, match=r"'where' of 'task\.parquet' .*write where"):
+    with pytest.raises(OptionError, match=r"'where' in exclude \(task\.parquet\) is .*, not names"):
         ExcludeConfig("task.parquet", where)
 
 
@@ -265,7 +266,7 @@ def test_sources_leave_the_materials_out(folder):
 def test_configuration_errors_name_the_file(folder):
     text = "name: m\nsources: [{table: a, targets: [b]}]\nexclude: [{table: c, where: {d: e}}]\n"
     (folder / "config.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"config\.yaml: 'where' of 'c'"):
+    with pytest.raises(ConfigError, match=r"config\.yaml: 'where' in exclude \(c\)"):
         read_config(folder / "config.yaml")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -23,7 +24,7 @@ from matxfer.nn.backbone import Backbone, Features
 from matxfer.nn.head import PropertyHead, default_readout
 from matxfer.nn.layers import polynomial_envelope
 from matxfer.nn.network import EdgeGatedNetwork
-from matxfer.nn.readout import AtomwiseReadout, PooledReadout, make_readout, pool
+from matxfer.nn.readout import AtomwiseReadout, PooledReadout, SumReadout, make_readout, pool
 from matxfer.nn.scaling import TargetScaler, composition
 
 FULL = GraphOptions(symmetry=False)
@@ -336,6 +337,56 @@ def test_pooling_by_hand():
     torch.testing.assert_close(atomwise(node, graphs), mean)
     # Negative features: an empty start value of the maximum must not win.
     assert pool(-torch.ones(3, 2), graphs)[:, 2:].max() == -1
+
+
+def test_a_sum_is_that_of_the_cell_and_a_mean_that_of_the_material(network):
+    """A supercell has twice the sum, which a property of a material cannot be."""
+    one = low_symmetry()
+    frac = np.concatenate([one.frac_coords, one.frac_coords + np.array([1, 0, 0])]) / [2, 1, 1]
+    two = Crystal(one.lattice * [[2], [1], [1]], np.tile(one.numbers, 2), frac)
+    torch.manual_seed(0)
+    total, mean = SumReadout(16, 8).double(), AtomwiseReadout(16, 8).double()
+    mean.load_state_dict(total.state_dict())
+    double = copy.deepcopy(network).double()
+    with torch.no_grad():
+        sums, means = (
+            [float(r(double(g := precise_batch(c, CUTOFF)).node, g)) for c in (one, two)]
+            for r in (total, mean)
+        )
+    assert sums[0] == pytest.approx(4 * means[0], rel=1e-4)
+    assert sums[1] == pytest.approx(2 * sums[0], rel=1e-4)
+    assert means[1] == pytest.approx(means[0], rel=1e-4)
+    assert not PropertyHead(ENERGY, 16, "sum").is_mean_over_atoms
+
+
+def test_a_sum_loses_on_means():
+    """Crystals of 1 to 30 atoms whose value is a mean over them: the same steps, a larger error."""
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(1, 31, (400,), generator=generator)
+    batch = torch.repeat_interleave(torch.arange(400), counts)
+    node = torch.randn(400, 8, generator=generator)[batch]
+    node = node + 0.3 * torch.randn(len(batch), 8, generator=generator)  # atoms of one material
+    graphs = GraphBatch(
+        torch.ones(len(batch)), torch.ones(len(batch)), torch.zeros(2, 0, dtype=torch.long),
+        torch.zeros(0, 3), batch, 400,
+    )  # fmt: skip
+    share = node_weights(graphs)
+    each = nn.functional.layer_norm(node, (8,))[:, :2].sum(1)  # what the readouts see
+    truth = torch.zeros(400).index_add(0, batch, each * share)
+    truth = truth / truth.std()
+    error = {}
+    for kind in ("sum", "atomwise"):
+        torch.manual_seed(0)
+        readout = make_readout(kind, 8, 16)
+        optimizer = torch.optim.Adam(readout.parameters(), 0.01)
+        for _ in range(200):
+            optimizer.zero_grad()
+            loss = (readout(node, graphs) - truth).abs()[:300].mean()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            error[kind] = float((readout(node, graphs) - truth).abs()[300:].mean())
+    assert error["sum"] > 5 * error["atomwise"], error
 
 
 def test_make_readout():

@@ -254,6 +254,48 @@ def test_killed_at_the_worst_moments(moment, folder, repository):
     assert not list(run_folder.glob(".*"))
 
 
+def test_ctrl_c_says_how_to_go_on(folder):
+    write_config(folder, base_config(training__epochs=30))
+    stopped = command(folder, "a")
+    last = folder / "a" / "run" / "last.ckpt"
+    while not last.exists():
+        assert stopped.poll() is None, stopped.stderr.read()
+        time.sleep(0.005)
+    stopped.send_signal(signal.SIGINT)
+    _, err = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130
+    assert err.strip() == (
+        "interrupted; the same command with --resume goes on after the last whole epoch"
+    )
+    assert not (folder / "a" / "model").exists()
+    done = checkpoint(folder, "a")["epoch"] + 1
+    assert 0 < done < 30
+    model = train(folder, "a", base_config(training__epochs=30), resume=True)
+    assert "figures" in model.card
+    assert curves(folder, "a").epoch.tolist() == list(range(30))
+
+
+def test_a_run_folder_has_one_run_at_a_time(folder, monkeypatch):
+    write_config(folder, base_config(training__epochs=1000))
+    first = command(folder, "a")
+    try:
+        last = folder / "a" / "run" / "last.ckpt"
+        while not last.exists():
+            assert first.poll() is None, first.stderr.read()
+            time.sleep(0.005)
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module, "load_sources", lambda *_: pytest.fail("read the tables"))
+            with pytest.raises(TrainingError, match="another run is at work in this folder") as e:
+                train(folder, "a", base_config(training__epochs=1000))
+        assert str(folder / "a" / "run") in str(e.value)
+        assert last.exists()
+        train(folder, "b", base_config(training__epochs=1))  # another folder is free
+    finally:
+        first.kill()
+        first.wait()
+    train(folder, "a", base_config(training__epochs=1))  # a killed run holds nothing
+
+
 def rising_loss(monkeypatch):
     """Make the first epoch the best one, whatever is learnt."""
 
@@ -550,6 +592,7 @@ def fake_run(world_size):
         last_losses=torch.ones(3),
         model=SimpleNamespace(heads=dict.fromkeys("abc")),
         denoiser=None,
+        force_readout=None,
         all_gather=lambda tensor: torch.stack([tensor] * world_size),
     )
     return trainer, module
@@ -600,6 +643,18 @@ def test_a_denoising_loss_is_named(tmp_path):
         FiniteLoss(tmp_path).on_train_batch_end(
             trainer, module, {"loss": torch.tensor(math.nan)}, None, 5
         )
+
+
+def test_rates_of_a_trapezoid(folder):
+    schedule = {"training__schedule": "trapezoid", "training__epochs": 10}
+    train(folder, "a", base_config(**schedule, training__warmup_fraction=0.1))
+    rates = curves(folder, "a").learning_rate.to_numpy()  # of the last step of each epoch
+    assert rates[:8] == pytest.approx(0.01)
+    # Six steps an epoch, sixty in all, of which the last twelve fall by one twelfth each.
+    assert rates[8:] == pytest.approx([0.01 * 7 / 12, 0.01 * 1 / 12])
+    train(folder, "b", base_config(training__epochs=10, training__warmup_fraction=0.1))
+    cosine = curves(folder, "b").learning_rate.to_numpy()
+    assert (np.diff(cosine[1:]) < 0).all()
 
 
 def gradient_norms(folder, name, clip_norm):

@@ -10,6 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from matxfer.data.packed import flat_ranges
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -35,20 +37,25 @@ class LabelledBatch:
         Weight of each graph in the loss, (B,).
     noise_angstrom
         Spread of the displacements that a denoising step applies to each graph, (B,); 0: none.
+    forces
+        Normalised forces on the nodes, (N, 3), NaN where there are none; None if nowhere are any.
     """
 
     graphs: GraphBatch
     targets: Tensor
     weight: Tensor
     noise_angstrom: Tensor
+    forces: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> LabelledBatch:
         """Return the batch on another device."""
+        forces = self.forces
         return LabelledBatch(
             self.graphs.to(device, non_blocking),
             self.targets.to(device, non_blocking=non_blocking),
             self.weight.to(device, non_blocking=non_blocking),
             self.noise_angstrom.to(device, non_blocking=non_blocking),
+            None if forces is None else forces.to(device, non_blocking=non_blocking),
         )
 
 
@@ -65,6 +72,8 @@ class LabelledGraphs(Dataset[LabelledBatch]):
         Normalised targets of all graphs of the pack, shape (G, T).
     weight, noise_angstrom
         See :class:`LabelledBatch`, for all graphs of the pack, shape (G,); default ones and zeros.
+    forces
+        See :class:`LabelledBatch`, for all nodes of the pack, shape (N, 3).
     """
 
     def __init__(
@@ -74,6 +83,7 @@ class LabelledGraphs(Dataset[LabelledBatch]):
         targets: NDArray[np.float32],
         weight: NDArray[np.float32] | None = None,
         noise_angstrom: NDArray[np.float32] | None = None,
+        forces: NDArray[np.float32] | None = None,
     ) -> None:
         self.graphs, self.rows = graphs, rows
         self.targets = torch.from_numpy(targets)
@@ -82,6 +92,8 @@ class LabelledGraphs(Dataset[LabelledBatch]):
         self.noise_angstrom = (
             torch.zeros(n) if noise_angstrom is None else torch.from_numpy(noise_angstrom)
         )
+        self.forces = None if forces is None else torch.from_numpy(forces)
+        self._node_offset = np.concatenate([[0], np.cumsum(graphs.nodes_per_graph)])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -94,11 +106,11 @@ class LabelledGraphs(Dataset[LabelledBatch]):
     def label(self, graphs: GraphBatch, rows: NDArray[np.int64]) -> LabelledBatch:
         """Join a batch made of these rows of the pack with what is known of them."""
         index = torch.from_numpy(rows)
+        forces = None
+        if self.forces is not None:
+            forces = self.forces[torch.from_numpy(flat_ranges(self._node_offset, rows))]
         return LabelledBatch(
-            graphs,
-            self.targets[index],
-            self.weight[index],
-            self.noise_angstrom[index],
+            graphs, self.targets[index], self.weight[index], self.noise_angstrom[index], forces
         )
 
 

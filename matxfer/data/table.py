@@ -160,6 +160,32 @@ def require_column(
     return frame[column]
 
 
+def rows_where(
+    frame: pd.DataFrame, where: dict[str, list[Any]], source: str | Path, purpose: str = ""
+) -> pd.DataFrame:
+    """Return the rows that have one of the allowed values in every column named.
+
+    Raises
+    ------
+    TableError
+        If a column is missing, no row has one of the values (a misspelt one would leave rows in or
+        out without a word), or no row is left.
+    """
+    chosen = np.ones(len(frame), dtype=bool)
+    for column, values in where.items():
+        named = require_column(frame, column, source, purpose)
+        present = named.drop_duplicates().tolist()
+        if unknown := [value for value in values if value not in present]:
+            raise TableError(
+                f"{source}: no row has {unknown[0]!r} in column {column!r}{purpose}; there are "
+                f"{present[:5]}"
+            )
+        chosen &= named.isin(values).to_numpy()
+    if not chosen.any():
+        raise TableError(f"{source}: no row is left{purpose} by {where}")
+    return frame[chosen]
+
+
 def crystals_or_errors(entries: Iterable[Entry]) -> list[Crystal | CrystalError]:
     """Return what each row of a table holds: a crystal, or why there is none."""
     return [e.crystal if e.crystal is not None else _required(e.error) for e in entries]

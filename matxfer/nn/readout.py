@@ -19,18 +19,8 @@ if TYPE_CHECKING:
 _TINY_VARIANCE = 1e-6
 
 
-class AtomwiseReadout(nn.Module):
-    """Mean over atoms of a per-atom output: y = Σ_i m_i f(h_i) / Σ_i m_i.
-
-    Its outputs per atom are contributions that add up to the prediction.
-
-    Parameters
-    ----------
-    node_dim, hidden_dim
-        Widths of the node features and of the hidden layer.
-    """
-
-    kind = "atomwise"
+class _OutputPerAtom(nn.Module):
+    """A network of two layers on the features of each node."""
 
     def __init__(self, node_dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -46,9 +36,44 @@ class AtomwiseReadout(nn.Module):
         output: Tensor = self.net(node).squeeze(-1)
         return output
 
+
+class AtomwiseReadout(_OutputPerAtom):
+    """Mean over atoms of a per-atom output: y = Σ_i m_i f(h_i) / Σ_i m_i.
+
+    Its outputs per atom are contributions that add up to the prediction.
+
+    Parameters
+    ----------
+    node_dim, hidden_dim
+        Widths of the node features and of the hidden layer.
+    """
+
+    kind = "atomwise"
+
     def forward(self, node: Tensor, graphs: GraphLike) -> Tensor:
         """Map node features (N, F) to outputs (B,)."""
         weighted = self.per_node(node) * node_weights(graphs)
+        return weighted.new_zeros(graphs.num_graphs).index_add(0, graphs.batch, weighted)
+
+
+class SumReadout(_OutputPerAtom):
+    """Sum over the atoms of the cell of a per-atom output: y = Σ_i m_i f(h_i).
+
+    For properties of a whole cell as it is given (a magnetisation per cell); a supercell has
+    another value. Properties of a material are means, for which this learns the size of the cell.
+
+    Parameters
+    ----------
+    node_dim, hidden_dim
+        Widths of the node features and of the hidden layer.
+    """
+
+    kind = "sum"
+
+    def forward(self, node: Tensor, graphs: GraphLike) -> Tensor:
+        """Map node features (N, F) to outputs (B,)."""
+        each = self.per_node(node)
+        weighted = each * graphs.multiplicity.to(each.dtype)
         return weighted.new_zeros(graphs.num_graphs).index_add(0, graphs.batch, weighted)
 
 
@@ -181,11 +206,11 @@ def pool(node: Tensor, graphs: GraphLike, parts: tuple[str, ...] = PooledReadout
     return torch.cat(pooled, dim=1)
 
 
-Readout = AtomwiseReadout | PooledReadout | AttentionReadout
+Readout = AtomwiseReadout | SumReadout | PooledReadout | AttentionReadout
 
 READOUTS: dict[str, type[Readout]] = {
     readout.kind: readout
-    for readout in (AtomwiseReadout, PooledReadout, ExtremaReadout, AttentionReadout)
+    for readout in (AtomwiseReadout, SumReadout, PooledReadout, ExtremaReadout, AttentionReadout)
 }
 
 

@@ -120,7 +120,9 @@ class FiniteLoss(Callback):
             return
         names = [n for n, s in zip(module.model.heads, steps[:-1], strict=True) if s == min(steps)]
         if not names:
-            names = ["denoising" if module.denoiser is not None else "all properties together"]
+            vectors = {"denoising": module.denoiser, "forces": module.force_readout}
+            names = [name for name, readout in vectors.items() if readout is not None]
+            names = names or ["all properties together"]
         value = float(self._values[steps.index(min(steps))])
         # In another process it may have been another value, and here still a number.
         said = "not a number" if math.isfinite(value) else str(value)

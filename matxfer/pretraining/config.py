@@ -8,13 +8,46 @@ from typing import Any, TypeVar
 
 import yaml
 
-from matxfer.errors import MatxferError
+from matxfer.errors import MatxferError, OptionError
 from matxfer.graph import GraphOptions
+from matxfer.nn.readout import READOUTS
+from matxfer.options import (
+    COUNT,
+    NOT_NEGATIVE,
+    PART,
+    POSITIVE,
+    SEED,
+    Range,
+    check_choice,
+    check_kinds,
+    check_ranges,
+)
 from matxfer.pretraining.exclusion import ExcludeConfig
 
 T = TypeVar("T")
 
 LOSSES = ("huber", "mae", "mse")
+SCHEDULES = ("cosine", "trapezoid")
+
+#: What the numbers of each class must be.
+_SOURCE: dict[str, Range] = {
+    "denoise_angstrom": NOT_NEGATIVE,
+    "max_force_ev_per_a": POSITIVE,
+    "max_sites": COUNT,
+    "row_weights": NOT_NEGATIVE,
+}
+_NETWORK: dict[str, Range] = {
+    **dict.fromkeys(("n_layers", "node_dim", "edge_dim"), COUNT),
+    "basis_size": (lambda value: value >= 2, "must be at least 2"),
+    "angular_dim": NOT_NEGATIVE,
+}
+_TRAINING: dict[str, Range] = {
+    **dict.fromkeys(("epochs", "batch_size", "patience"), COUNT),
+    "learning_rate": POSITIVE,
+    **dict.fromkeys(("weight_decay", "clip_norm", "fisher_samples"), NOT_NEGATIVE),
+    **dict.fromkeys(("task_weights", "denoise_weight", "force_weight"), NOT_NEGATIVE),
+    **dict.fromkeys(("warmup_fraction", "ema_decay"), PART),
+}
 
 
 class ConfigError(MatxferError):
@@ -33,6 +66,8 @@ class SourceConfig:
         Columns to learn, units in their names.
     split_column
         Column with ``train``, ``val``, ``test``; without one a seeded random split.
+    where
+        Column → allowed values: only these rows are read.
     report_only
         Column → allowed values: rows of val and test outside are left out of every figure.
     row_weights
@@ -42,6 +77,11 @@ class SourceConfig:
         Above 0 the table, which then has no targets, teaches geometry without labels: atoms of
         the full cell are displaced by noise of this spread (in Å, per coordinate), and the
         network has to tell the displacements (Zaidi et al., ICLR 2023).
+    forces
+        Column of forces on the atoms of the full cell (a list of 3n numbers, row-major, in eV/Å),
+        for a table that then has no targets. Structures whose forces cannot be read are error rows.
+    max_force_ev_per_a
+        Structures with a larger force on an atom are left out of the source; ``null``: none.
     max_sites
         Structures with more atoms in the cell are left out of the source; ``null``: none.
     """
@@ -49,17 +89,33 @@ class SourceConfig:
     table: str
     targets: list[str] = field(default_factory=list)
     split_column: str | None = None
+    where: dict[str, list[Any]] = field(default_factory=dict)
     report_only: dict[str, list[Any]] = field(default_factory=dict)
-    row_weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    row_weights: dict[str, dict[Any, float]] = field(default_factory=dict)
     denoise_angstrom: float = 0.0
+    forces: str | None = None
+    max_force_ev_per_a: float | None = None
     max_sites: int | None = None
 
     def __post_init__(self) -> None:
-        if bool(self.targets) == (self.denoise_angstrom > 0):
-            raise ConfigError(
-                f"source {self.table!r}: give 'targets', or 'denoise_angstrom' above 0 for a "
-                "table without labels, and not both (name the table twice to have both)"
+        place = f"sources ({self.table})"
+        check_kinds(self, place)
+        check_ranges(self, _SOURCE, place)
+        if (bool(self.targets), self.denoise_angstrom > 0, self.forces is not None).count(
+            True
+        ) != 1:
+            raise OptionError(
+                f"source {self.table!r}: give 'targets', 'forces', or 'denoise_angstrom' above 0 "
+                "for a table without labels, and one of them only (name the table twice to have "
+                "two)"
             )
+        if self.max_force_ev_per_a is not None and self.forces is None:
+            raise OptionError(f"'max_force_ev_per_a' in {place} needs 'forces'")
+
+    @property
+    def needs_full_cell(self) -> bool:
+        """Whether it teaches vectors, which symmetry-equivalent atoms do not share."""
+        return not self.targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +135,12 @@ class NetworkConfig:
     angular_dim: int = 0
     readouts: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_kinds(self, "network")
+        check_ranges(self, _NETWORK, "network")
+        for target, kind in self.readouts.items():
+            check_choice(f"readouts of {target}", kind, sorted(READOUTS), "network")
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
@@ -89,16 +151,18 @@ class TrainingConfig:
     epochs, batch_size
         Passes over the training rows; crystals per batch and device.
     learning_rate, weight_decay
-        Of AdamW; the rate rises linearly over ``warmup_fraction`` of all steps and falls to zero
-        along a cosine.
+        Of AdamW; the rate rises linearly over ``warmup_fraction`` of all steps.
+    schedule
+        How the rate falls to zero after that: ``cosine``, or ``trapezoid``: constant, and a line
+        over the last fifth of all steps (Hägele et al., NeurIPS 2024).
     clip_norm
-        Largest norm of the gradient.
+        Largest norm of the gradient; 0: any.
     loss
         ``mae``, ``huber`` (quadratic within 0.1 of the targets' spread) or ``mse``.
     task_weights
         Weight of each target in the loss (default 1).
-    denoise_weight
-        Weight of the denoising loss.
+    denoise_weight, force_weight
+        Weights of the denoising loss and of the loss of the forces.
     ema_decay
         Above 0, what is validated and kept is an average of the weights over the steps with this
         decay per step (Polyak averaging).
@@ -113,19 +177,21 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup_fraction: float = 0.03
+    schedule: str = "cosine"
     clip_norm: float = 1.0
     loss: str = "mae"
     task_weights: dict[str, float] = field(default_factory=dict)
     denoise_weight: float = 1.0
+    force_weight: float = 1.0
     ema_decay: float = 0.0
     patience: int | None = None
     fisher_samples: int = 1000
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ConfigError(f"'loss' in training is {self.loss!r}; known are {sorted(LOSSES)}")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"'ema_decay' in training is {self.ema_decay}, not in [0, 1)")
+        check_kinds(self, "training")
+        check_ranges(self, _TRAINING, "training")
+        check_choice("loss", self.loss, LOSSES, "training")
+        check_choice("schedule", self.schedule, SCHEDULES, "training")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +231,26 @@ class PretrainConfig:
     seed: int = 0
     folder: Path = field(default_factory=Path)
 
+    def __post_init__(self) -> None:
+        check_kinds(self, "the top")
+        check_ranges(self, {"seed": SEED}, "the top")
+        # Runs and models lie in folders of that name.
+        if not self.name.strip() or Path(self.name).name != self.name:
+            raise OptionError(f"'name' in the top is {self.name!r}, but must be a file name")
+        if not self.sources:
+            raise OptionError("'sources' is missing or empty; name at least one table")
+        targets = {name for source in self.sources for name in source.targets}
+        for key, named in (
+            ("task_weights", self.training.task_weights),
+            ("readouts", self.network.readouts),
+        ):
+            if unknown := sorted(set(named) - targets):
+                raise OptionError(
+                    f"{unknown[0]!r} in {key} is not a target; these are {sorted(targets)}"
+                )
+        if targets and not any(self.training.task_weights.get(name, 1.0) for name in targets):
+            raise OptionError("'task_weights' in training are all 0, and no epoch would be best")
+
 
 def read_config(path: str | Path) -> PretrainConfig:
     """Read and check a configuration file.
@@ -182,50 +268,35 @@ def read_config(path: str | Path) -> PretrainConfig:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values at the top")
     try:
-        sources = [_build(SourceConfig, s, "sources") for s in data.pop("sources", None) or []]
-        exclude = [_build(ExcludeConfig, e, "exclude") for e in data.pop("exclude", None) or []]
-        if not sources:
-            raise ConfigError("'sources' is missing or empty; name at least one table")
         parts: dict[str, Any] = {
-            "graph": _build(GraphOptions, data.pop("graph", {}), "graph"),
-            "network": _build(NetworkConfig, data.pop("network", {}), "network"),
-            "training": _build(TrainingConfig, data.pop("training", {}), "training"),
+            name: [_build(cls, item, name) for item in _list(data.pop(name, None), name)]
+            for name, cls in (("sources", SourceConfig), ("exclude", ExcludeConfig))
         }
-        targets = {name for source in sources for name in source.targets}
-        for key, named in (
-            ("task_weights", parts["training"].task_weights),
-            ("readouts", parts["network"].readouts),
-        ):
-            if unknown := sorted(set(named) - targets):
-                raise ConfigError(
-                    f"{unknown[0]!r} in {key} is not a target; these are {sorted(targets)}"
-                )
-        return _build(
-            PretrainConfig,
-            {**data, **parts, "sources": sources, "exclude": exclude, "folder": path.parent},
-            "the top",
-        )
+        for name, cls in _SECTIONS.items():
+            parts[name] = _build(cls, data.pop(name, None) or {}, name)
+        return _build(PretrainConfig, {**data, **parts, "folder": path.parent}, "the top")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+_SECTIONS = {"graph": GraphOptions, "network": NetworkConfig, "training": TrainingConfig}
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list | None):
+        raise ConfigError(f"{name!r} is {value!r}, not a list of tables (write - table: …)")
+    return value or []
 
 
 def _build(cls: type[T], data: Any, place: str) -> T:
     if not isinstance(data, dict):
         raise ConfigError(f"{place}: expected keys and values, found {data!r}")
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(data) - set(known)):
-        raise ConfigError(f"unknown key {unknown[0]!r} in {place}; known are {sorted(known)}")
-    for key, value in data.items():
-        expected = str(known[key].type)
-        numeric = expected in ("int", "float")
-        if numeric and (isinstance(value, bool) or not isinstance(value, int | float)):
-            # YAML reads 1e-3 as text; only 1.0e-3 is a number to it.
-            raise ConfigError(f"{key!r} in {place} is {value!r}, not a number (write 1.0e-3)")
-        if expected == "int" and not isinstance(value, int):
-            raise ConfigError(f"{key!r} in {place} is {value!r}, not a whole number")
-        if expected.startswith("list") and not isinstance(value, list):
-            raise ConfigError(f"{key!r} in {place} is {value!r}, not a list (write [{value}])")
+    known = sorted(f.name for f in fields(cls))  # type: ignore[arg-type]
+    if unknown := sorted(set(map(str, data)) - set(known)):
+        raise ConfigError(f"unknown key {unknown[0]!r} in {place}; known are {known}")
     try:
         return cls(**data)
+    except OptionError as error:
+        raise ConfigError(str(error)) from None
     except TypeError as error:
         raise ConfigError(f"{place}: {error}") from None

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from matxfer.crystal import Crystal, CrystalError
-from matxfer.data.table import TableError, require_column
+from matxfer.data.table import TableError, require_column, rows_where
 from matxfer.files import sha256
+from matxfer.options import check_kinds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -56,15 +57,7 @@ class ExcludeConfig:
     id_column: str = _DEFAULT_ID_COLUMN
 
     def __post_init__(self) -> None:
-        if isinstance(self.where, dict) and all(isinstance(v, list) for v in self.where.values()):
-            return
-        # `config` imports this module.
-        from matxfer.pretraining.config import ConfigError
-
-        raise ConfigError(
-            f"'where' of {self.table!r} in exclude is {self.where!r}, not columns with lists of "
-            "values (write where: {split: [test]})"
-        )
+        check_kinds(self, f"exclude ({self.table})")
 
 
 def reduced_composition(crystal: Crystal) -> Composition:
@@ -216,20 +209,7 @@ def _rows(frame: pd.DataFrame, config: ExcludeConfig, path: Path) -> pd.DataFram
     frame = frame.reset_index(drop=True)
     if not len(frame):
         raise TableError(f"{path}: the table has no rows to exclude")
-    chosen = np.ones(len(frame), dtype=bool)
-    for column, values in config.where.items():
-        named = require_column(frame, column, path, _PURPOSE)
-        present = named.drop_duplicates().tolist()
-        # A misspelt value would let its rows through without a word.
-        if unknown := [value for value in values if value not in present]:
-            raise TableError(
-                f"{path}: no row has {unknown[0]!r} in column {column!r} to exclude; there are "
-                f"{present[:5]}"
-            )
-        chosen &= named.isin(values).to_numpy()
-    if not chosen.any():
-        raise TableError(f"{path}: no row is left to exclude by {config.where}")
-    return frame[chosen]
+    return rows_where(frame, config.where, path, _PURPOSE)
 
 
 def _ids(frame: pd.DataFrame, config: ExcludeConfig, path: Path) -> list[str | None]:

@@ -18,6 +18,7 @@ from matxfer.data.resident import ResidentGraphs
 from matxfer.nn.readout import VectorReadout
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
     from torch.utils.data import DataLoader
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from matxfer.nn.backbone import Features
     from matxfer.pretraining.config import PretrainConfig
     from matxfer.pretraining.sources import SourceData
+
+
+#: Share of the steps in which the rate of a trapezoid falls.
+_FALLING = 0.2
 
 
 def elementwise_loss(kind: str, error: Tensor) -> Tensor:
@@ -42,8 +47,9 @@ class PretrainModule(L.LightningModule):
     """Loss of the normalised outputs, summed over the properties with their weights.
 
     Rows with noise add a denoising loss: their atoms are displaced, and a vector readout that
-    lives only here tells the displacements from the edge features of the last layer. What is
-    validated is the average of the weights if one is kept.
+    lives only here tells the displacements from the edge features of the last layer. Another one
+    tells the forces of the rows that have them. What is validated is the average of the weights if
+    one is kept.
 
     Parameters
     ----------
@@ -67,6 +73,9 @@ class PretrainModule(L.LightningModule):
         self.denoiser: VectorReadout | None = None
         if any(source.denoise_angstrom for source in config.sources):
             self.denoiser = VectorReadout(model.backbone.edge_dim, model.backbone.edge_dim)
+        self.force_readout: VectorReadout | None = None
+        if any(source.forces for source in config.sources):
+            self.force_readout = VectorReadout(model.backbone.edge_dim, model.backbone.edge_dim)
         self.average: AveragedModel | None = None
         if config.training.ema_decay:
             self.average = AveragedModel(
@@ -101,6 +110,10 @@ class PretrainModule(L.LightningModule):
             noise = self._denoising_loss(batch, graphs, features, displacement)
             loss = loss + self.training_config.denoise_weight * noise
             self.log("train_denoise", noise, on_step=False, on_epoch=True, batch_size=size)
+        if batch.forces is not None:
+            forces = self._force_loss(batch.forces, graphs, features)
+            loss = loss + self.training_config.force_weight * forces
+            self.log("train_forces", forces, on_step=False, on_epoch=True, batch_size=size)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=size)
         return loss
 
@@ -133,6 +146,15 @@ class PretrainModule(L.LightningModule):
         error = elementwise_loss(self.training_config.loss, told - wanted) * (sigma > 0)
         return error.sum() / (3 * (sigma > 0).sum()).clamp(min=1)
 
+    def _force_loss(self, forces: Tensor, graphs: GraphBatch, features: Features) -> Tensor:
+        """Return the loss of the forces (N, 3) in units of their spread, NaN where unknown."""
+        assert self.force_readout is not None
+        cutoff = self.model.backbone.graph_options.cutoff_angstrom
+        told = self.force_readout(features.edge, graphs, cutoff).float()
+        known = forces.isfinite()
+        error = elementwise_loss(self.training_config.loss, told - forces.nan_to_num()) * known
+        return error.sum() / known.sum().clamp(min=1)
+
     def on_train_batch_end(self, *_: Any) -> None:
         """Move the average towards the new weights."""
         if self.average is not None:
@@ -164,7 +186,7 @@ class PretrainModule(L.LightningModule):
         self.log("val_loss", (mae * self.task_weights).sum(), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        """AdamW; linear warm-up, then a cosine to zero over all steps of the run."""
+        """AdamW; linear warm-up, then down to zero at the last step of the run."""
         options = self.training_config
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -176,6 +198,8 @@ class PretrainModule(L.LightningModule):
         def factor(step: int) -> float:
             if step < warmup:
                 return (step + 1) / warmup
+            if options.schedule == "trapezoid":
+                return max(min((total - step) / max(_FALLING * total, 1), 1), 0)
             return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(total - warmup, 1), 1)))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -190,6 +214,9 @@ class SourceModule(L.LightningDataModule):
         targets = [h.scaler.normalised(data.values[n], data.graphs) for n, h in model.heads.items()]
         self.targets = np.stack(targets, axis=1)
         self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.forces: NDArray[np.float32] | None = None
+        if data.forces_ev_per_a is not None:
+            self.forces = data.forces_ev_per_a / np.float32(data.force_scale_ev_per_a)
         self._resident: ResidentGraphs | None = None
 
     def _dataset(self, part: str) -> LabelledGraphs:
@@ -199,7 +226,7 @@ class SourceModule(L.LightningDataModule):
             self._resident = ResidentGraphs(data.graphs, device)
         graphs = data.graphs if self._resident is None else self._resident
         return LabelledGraphs(
-            graphs, data.rows(part), self.targets, data.weight, data.noise_angstrom
+            graphs, data.rows(part), self.targets, data.weight, data.noise_angstrom, self.forces
         )
 
     def _place(self) -> tuple[int, int]:

@@ -37,7 +37,7 @@ def last_checkpoint(run_folder: Path) -> dict[str, Any] | None:
     """
     last, best = run_folder / "last.ckpt", run_folder / "best.ckpt"
     if not last.exists():
-        warnings.warn(f"{last}: no checkpoint to resume from; starting anew", stacklevel=3)
+        warnings.warn(f"{last}: no checkpoint to resume from; starting anew", stacklevel=4)
         return None
     checkpoint = SafetensorsCheckpointIO().load_checkpoint(last)
     had_best = any(state.get("best_k_models") for state in checkpoint["callbacks"].values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import lightning as L  # noqa: N812 - its documented alias
 import numpy as np
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks, loggers
+from lightning.pytorch.utilities import rank_zero_only
 
 from matxfer.checkpoint import SafetensorsCheckpointIO
 from matxfer.data.properties import apply_transform, property_of
@@ -29,6 +31,7 @@ from matxfer.pretraining.callbacks import (
     RunRecord,
 )
 from matxfer.pretraining.config import ConfigError
+from matxfer.pretraining.lock import only_run_in
 from matxfer.pretraining.module import PretrainModule, SourceModule
 from matxfer.pretraining.resume import (
     check_identity,
@@ -136,10 +139,28 @@ def pretrain(
     -------
     Model
         The model of the best validation loss.
+
+    Raises
+    ------
+    TrainingError
+        If another run is at work in the run folder, the run diverges, or cannot be resumed.
     """
+    run_folder = Path(run_folder) if run_folder else Path("runs") / config.name
+    # The processes of one run share its folder, and the first one holds it for all of them.
+    alone = only_run_in(run_folder) if not getattr(rank_zero_only, "rank", 0) else nullcontext()
+    with alone:
+        return _pretrain(config, Path(output), run_folder, resume, on_progress)
+
+
+def _pretrain(
+    config: PretrainConfig,
+    output: Path,
+    run_folder: Path,
+    resume: bool,
+    on_progress: Callable[[int], None] | None,
+) -> Model:
     keep_large_blocks()
     started = time.monotonic()
-    run_folder = Path(run_folder) if run_folder else Path("runs") / config.name
     last, best = run_folder / "last.ckpt", run_folder / "best.ckpt"
     record = RunRecord(config_identity(config))
     checkpoint = last_checkpoint(run_folder) if resume else None
@@ -174,7 +195,7 @@ def pretrain(
         model.load_state_dict(PretrainModule.final_weights(weights))
         model.card["training_seconds"] = round(record.seconds, 3)
         model.card["training_device"] = record.device
-        _finish(model.cpu().eval(), config, data, Path(output), time.monotonic() - started)
+        _finish(model.cpu().eval(), config, data, output, time.monotonic() - started)
     trainer.strategy.barrier()
     return model
 
@@ -289,6 +310,8 @@ def _finish(
             "noise_normalised": noise,
             "concentration": concentration(total_fisher(fisher)),
         }
+    if data.forces_ev_per_a is not None:
+        model.card["force_scale_ev_per_a"] = data.force_scale_ev_per_a
     model.card |= {
         "data": data.tables,
         "rows_without_graph": len(data.errors),

@@ -10,9 +10,16 @@ import numpy as np
 from matxfer.crystal import Crystal
 from matxfer.data.packed import PackedGraphs
 from matxfer.data.store import graph_store
-from matxfer.data.table import crystals_or_errors, read_property_table, require_column
+from matxfer.data.table import (
+    TableError,
+    crystals_or_errors,
+    read_property_table,
+    require_column,
+    rows_where,
+)
 from matxfer.files import sha256
 from matxfer.pretraining.exclusion import read_exclusions
+from matxfer.pretraining.forces import above, read_forces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +53,10 @@ class SourceData:
         Weight of each row in the loss, shape (G,).
     noise_angstrom
         Spread of the displacements of a row that teaches denoising, else 0, shape (G,).
+    forces_ev_per_a
+        Forces on the nodes, shape (N, 3), NaN where a table has none; None if no table has any.
+    labelled
+        Whether a row has values, not geometry alone, shape (G,).
     """
 
     graphs: PackedGraphs
@@ -55,12 +66,21 @@ class SourceData:
     tables: list[dict[str, Any]]
     weight: NDArray[np.float32]
     noise_angstrom: NDArray[np.float32]
+    forces_ev_per_a: NDArray[np.float32] | None
+    labelled: NDArray[np.bool_]
+
+    @property
+    def force_scale_ev_per_a(self) -> float:
+        """Root mean square of the components of the forces."""
+        assert self.forces_ev_per_a is not None
+        square = np.nanmean(np.square(self.forces_ev_per_a, dtype=np.float64))
+        return float(np.sqrt(square))
 
     def rows(self, part: str, *, labelled: bool = False) -> NDArray[np.int64]:
         """Return the usable rows of a part of the split; the labelled ones only, if so asked."""
         usable = (self.split == part) & (self.graphs.nodes_per_graph > 0)
         if labelled:
-            usable &= self.noise_angstrom == 0
+            usable &= self.labelled
         return np.flatnonzero(usable)
 
 
@@ -72,6 +92,7 @@ class _Table:
     values: dict[str, NDArray[np.float64]]
     split: NDArray[np.str_]
     weight: NDArray[np.float32]
+    forces: list[NDArray[np.float32] | None]
     record: dict[str, Any]
 
 
@@ -80,22 +101,20 @@ def load_sources(
 ) -> SourceData:
     """Read every table of a configuration and open (or build) their graphs.
 
-    Graphs of labelled tables are built as ``config.graph`` says, those of denoising tables of the
-    full cell, since displacements break the symmetry.
+    Graphs of labelled tables are built as ``config.graph`` says, those of tables that teach
+    displacements or forces of the full cell, since vectors have not its symmetry.
     """
     exclusions = read_exclusions(config.exclude, config.folder) if config.exclude else None
     # Labelled tables first: they share one store.
-    sources = sorted(config.sources, key=lambda source: source.denoise_angstrom > 0)
+    sources = sorted(config.sources, key=lambda source: source.needs_full_cell)
     tables = [_read(source, config, exclusions) for source in sources]
     names = list(dict.fromkeys(t for source in sources for t in source.targets))
     full_cell = replace(config.graph, symmetry=False)
     packs: list[PackedGraphs] = []
     errors: dict[int, str] = {}
     done = 0
-    for denoising, options in ((False, config.graph), (True, full_cell)):
-        chosen = [
-            t for s, t in zip(sources, tables, strict=True) if (s.denoise_angstrom > 0) == denoising
-        ]
+    for whole, options in ((False, config.graph), (True, full_cell)):
+        chosen = [t for s, t in zip(sources, tables, strict=True) if s.needs_full_cell == whole]
         if chosen:
             crystals = [crystal for table in chosen for crystal in table.crystals]
             store = graph_store(crystals, options, on_progress=on_progress)
@@ -110,15 +129,36 @@ def load_sources(
         np.full(len(table.split), source.denoise_angstrom, dtype=np.float32)
         for source, table in zip(sources, tables, strict=True)
     ]
+    graphs = PackedGraphs.concatenate(packs)
+    labelled = [
+        np.full(len(t.split), bool(s.targets)) for s, t in zip(sources, tables, strict=True)
+    ]
+    forces = None
+    if any(source.forces for source in sources):
+        forces = _forces_of_nodes(graphs, [row for table in tables for row in table.forces])
     return SourceData(
-        PackedGraphs.concatenate(packs),
+        graphs,
         values,
         np.concatenate([table.split for table in tables]),
         errors,
         [table.record for table in tables],
         np.concatenate([table.weight for table in tables]),
         np.concatenate(noise),
+        forces,
+        np.concatenate(labelled),
     )
+
+
+def _forces_of_nodes(
+    graphs: PackedGraphs, rows: list[NDArray[np.float32] | None]
+) -> NDArray[np.float32]:
+    """Put the forces of all rows end to end as the nodes lie, NaN for rows without, (N, 3)."""
+    # A row whose structure gave no graph has no nodes.
+    parts = [
+        np.full((n, 3), np.nan, dtype=np.float32) if row is None or not n else row
+        for row, n in zip(rows, graphs.nodes_per_graph.tolist(), strict=True)
+    ]
+    return np.concatenate(parts)
 
 
 def _read(source: SourceConfig, config: PretrainConfig, exclusions: Exclusions | None) -> _Table:
@@ -126,7 +166,9 @@ def _read(source: SourceConfig, config: PretrainConfig, exclusions: Exclusions |
     from matxfer.readers import load_table
 
     path = config.folder / source.table
-    frame = load_table(path)
+    frame = load_table(path).reset_index(drop=True)
+    if source.where:
+        frame = rows_where(frame, source.where, path, " to learn from")
     if source.targets:
         read = read_property_table(
             frame,
@@ -138,9 +180,15 @@ def _read(source: SourceConfig, config: PretrainConfig, exclusions: Exclusions |
         crystals, values, split = read.crystals, read.values, read.split
     else:
         crystals, values, split = _unlabelled(frame, source, path)
+    forces: list[NDArray[np.float32] | None] = [None] * len(crystals)
+    if source.forces:
+        told = require_column(frame, source.forces, path, " of forces")
+        crystals, forces = read_forces(told, crystals, path)
+        split = np.where(above(forces, source.max_force_ev_per_a), "above max_force", split)
     if source.max_sites is not None:
         keep = [not isinstance(c, Crystal) or c.n_sites <= source.max_sites for c in crystals]
         crystals = [crystal for crystal, kept in zip(crystals, keep, strict=True) if kept]
+        forces = [row for row, kept in zip(forces, keep, strict=True) if kept]
         values = {name: column[keep] for name, column in values.items()}
         frame, split = frame[keep], split[keep]
     for column, allowed in source.report_only.items():
@@ -157,19 +205,27 @@ def _read(source: SourceConfig, config: PretrainConfig, exclusions: Exclusions |
         by_word = {str(word): factor for word, factor in weights.items()}
         factors = require_column(frame, column, path).astype(str).map(by_word)
         weight *= factors.fillna(1.0).to_numpy(dtype=np.float32)
+    if source.forces:
+        # What is not learnt from shall not set the scale either.
+        forces = [f if part == "train" else None for f, part in zip(forces, split, strict=True)]
+        if all(row is None for row in forces):
+            raise TableError(f"{path}: no row has forces in {source.forces!r} to learn from")
     parts, counts = np.unique(split, return_counts=True)
     record = {
         "table": path.name,
         "sha256": sha256(path),
         "targets": source.targets,
         "denoise_angstrom": source.denoise_angstrom,
+        "forces": source.forces,
+        "max_force_ev_per_a": source.max_force_ev_per_a,
         "split_column": source.split_column,
+        "where": source.where,
         "rows": dict(zip(parts.tolist(), counts.tolist(), strict=True)),
         "report_only": source.report_only,
         "row_weights": source.row_weights,
         **record,
     }
-    return _Table(crystals, values, split, weight, record)
+    return _Table(crystals, values, split, weight, forces, record)
 
 
 def _unlabelled(

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from matxfer.errors import OptionError
+from matxfer.options import COUNT, NOT_NEGATIVE, PART, POSITIVE, check_choice, check_ranges
 from matxfer.transfer.features import METHODS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 STRATEGIES = ("auto", "features", "finetune", "scratch")
 RETENTION = ("none", "ewc", "l2sp", "distill", "replay", "ewc+replay")
@@ -97,14 +92,10 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
             unsaid = name in _MAY_BE_UNSAID and getattr(self, name) is None
-            if not unsaid and getattr(self, name) not in known:
-                raise OptionError(f"{name} is {getattr(self, name)!r}, but must be one of {known}")
-        for name, (within, words) in _RANGES.items():
-            value = getattr(self, name)
-            if value is None or (name == "strength" and value == "auto"):
-                continue
-            if isinstance(value, str) or not within(value):
-                raise OptionError(f"{name} is {value!r}, but {words}")
+            if not unsaid:
+                check_choice(name, getattr(self, name), known)
+        ranges = _RANGES if self.strength == "auto" else _RANGES | {"strength": NOT_NEGATIVE}
+        check_ranges(self, ranges)
 
     @property
     def simple_model(self) -> str:
@@ -122,13 +113,9 @@ class FinetuneConfig:
 
 _CHOICES = {"strategy": STRATEGIES, "features": METHODS, "retain": RETENTION}
 _MAY_BE_UNSAID = ("strategy", "features")
-_COUNT = (lambda value: value >= 1, "must be at least 1")
-_POSITIVE = (lambda value: 0 < value < math.inf, "must be positive")
-_NOT_NEGATIVE = (lambda value: 0 <= value < math.inf, "must not be negative")
-_PART = (lambda value: 0 <= value < 1, "must be in [0, 1)")
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    **dict.fromkeys(("epochs", "patience", "batch_size", "members", "hidden_dim"), _COUNT),
-    **dict.fromkeys(("learning_rate", "layer_decay", "head_learning_rate"), _POSITIVE),
-    **dict.fromkeys(("strength", "weight_decay", "seed", "unfreeze_every"), _NOT_NEGATIVE),
-    **dict.fromkeys(("warmup_fraction", "average"), _PART),
+_RANGES = {
+    **dict.fromkeys(("epochs", "patience", "batch_size", "members", "hidden_dim"), COUNT),
+    **dict.fromkeys(("learning_rate", "layer_decay", "head_learning_rate"), POSITIVE),
+    **dict.fromkeys(("weight_decay", "seed", "unfreeze_every"), NOT_NEGATIVE),
+    **dict.fromkeys(("warmup_fraction", "average"), PART),
 }

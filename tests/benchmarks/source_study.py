@@ -5,6 +5,12 @@ sixteen of them); a first epoch of all of them together says how many epochs fit
 ``--minutes``. Figures are those of the validation rows, since choices are made on them.
 
     python tests/benchmarks/source_study.py --minutes 8 --out runs/study
+
+With ``--small`` they train one after another on one CPU thread, on fewer rows and with a narrower
+network (``small`` in the YAML file). A variant that is finished is not trained again, one that was
+cut off goes on.
+
+    python tests/benchmarks/source_study.py --small --out runs/small
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 import yaml
 
@@ -33,7 +40,7 @@ def variant_tree(base: dict, changes: dict) -> dict:
     """Return the configuration of a variant: dotted keys set values in a copy of the base."""
     tree = json.loads(json.dumps(base))
     for key, value in changes.items():
-        if key == "sources+":
+        if key in ("sources+", "sources++"):
             tree["sources"].append(value)
         elif key == "sources-":
             tree["sources"] = tree["sources"][:value]
@@ -46,17 +53,64 @@ def variant_tree(base: dict, changes: dict) -> dict:
     return tree
 
 
-def read_variants(names: list[str] | None, path: Path, out: Path) -> dict:
-    """Return the checked configurations of the variants by name."""
+def read_variants(names: list[str] | None, path: Path, out: Path, rows: int | None = None) -> dict:
+    """Return the checked configurations of the variants by name; small ones if told the rows."""
     study = yaml.safe_load(path.read_text())
+    base, small = study["base"], study["small"]
+    if rows is not None:
+        base = variant_tree(base, small["changes"])
     configs = {}
-    for name in names or study["variants"]:
-        tree = variant_tree(study["base"], study["variants"][name]) | {"name": name}
+    for name in names or (study["variants"] if rows is None else small["variants"]):
+        tree = variant_tree(base, study["variants"][name]) | {"name": name}
+        for source in tree["sources"] if rows is not None else []:
+            if share := small["share_of_rows"].get(Path(source["table"]).name):
+                source["table"] = fewer_rows(path.parent / source["table"], int(share * rows), out)
         written = out / f"{name}.yaml"
         written.write_text(yaml.safe_dump(tree))
         # Tables are named as seen from the study, whose folder this file is not in.
         configs[name] = replace(read_config(written), folder=path.parent)
     return configs
+
+
+def fewer_rows(path: Path, n: int, out: Path, seed: int = 0) -> str:
+    """Write a table with n of the training rows drawn at random; val and test stay. Return where.
+
+    Energies are those of the coherent structures only, unlabelled cells those of up to 12 atoms.
+    """
+    frame = pd.read_parquet(path)
+    if "structure_source" in frame.columns:
+        frame = frame[frame["structure_source"] == "crysxpp"]
+    elif "split" not in frame.columns:
+        frame = frame[frame["n_sites"] <= 12]
+    learnt = (frame["split"] == "train") if "split" in frame.columns else frame["n_sites"] > 0
+    drawn = frame[learnt].sample(min(n, int(learnt.sum())), random_state=seed)
+    written = out.resolve() / f"{path.stem}_{n}.parquet"
+    pd.concat([drawn, frame[~learnt]]).sort_index().to_parquet(written)
+    return str(written)
+
+
+def one_by_one(configs: dict, out: Path) -> dict:
+    """Train the variants one after another with ``matxfer.pretraining``; return their results."""
+    from matxfer.pretraining.run import pretrain
+
+    torch.set_num_threads(1)
+    results = {}
+    for name, config in configs.items():
+        written = out / name / "result.json"
+        if not written.is_file():
+            model = pretrain(config, out / name, run_folder=out / "runs" / name, resume=True)
+            epochs = len(pd.read_csv(out / "runs" / name / "learning_curves.csv"))
+            figures = {target: parts["val"] for target, parts in model.card["figures"].items()}
+            result = {
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "seconds_per_epoch": model.card["training_seconds"] / epochs,
+                "epochs": epochs,
+                "validation": figures,
+            }
+            written.write_text(json.dumps(result, indent=1))
+        results[name] = json.loads(written.read_text())
+        print(name, json.dumps(results[name]), flush=True)
+    return results
 
 
 def train(config, data, epochs: int, folder: Path | None) -> dict:
@@ -131,10 +185,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything")
     parser.add_argument("--epochs", type=int, help="instead of what fits into the minutes")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--small", action="store_true", help="one after another on one CPU thread")
+    parser.add_argument("--rows", type=int, default=8000, help="energies of a small study")
     args = parser.parse_args()
     started = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
-    configs = read_variants(args.variants, args.file, args.out)
+    rows = args.rows if args.small else None
+    configs = read_variants(args.variants, args.file, args.out, rows)
+    show(one_by_one(configs, args.out) if args.small else side_by_side(configs, args, started))
+
+
+def side_by_side(configs: dict, args: argparse.Namespace, started: float) -> dict:
+    """Train the variants all at once for as many epochs as there is time for; return results."""
     groups = defaultdict(list)
     for name, config in configs.items():
         key = json.dumps([[asdict(s) for s in config.sources], config.graph.to_json()])
@@ -173,7 +235,7 @@ def main() -> None:
         (args.out / "results.json").write_text(json.dumps(results, indent=1))
     for name in configs:
         jobs[name].join(30)
-    show(results)
+    return results
 
 
 def show(results: dict) -> None:
