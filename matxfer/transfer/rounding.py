@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Rows that are shorter would not repay their step.
 SHORTEST_ROW = 16
+#: A row of smaller weights is a row of zeros: its step would be a denormal number.
+TINY = 1e-35
 _LARGEST, _STEP = 127, ".step"
 
 
@@ -29,8 +31,10 @@ def kept(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if value.dim() < 2 or value.shape[-1] < SHORTEST_ROW:
             stored[name] = value.half()
             continue
-        step = (value.abs().amax(-1, keepdim=True) / _LARGEST).bfloat16()
-        code = (value / step.float().clamp(min=1e-37)).round().clamp(-_LARGEST, _LARGEST)
+        largest = value.abs().amax(-1, keepdim=True)
+        step = torch.where(largest < TINY, 0.0, largest / _LARGEST).bfloat16()
+        code = torch.where(step > 0, value / step.float().clamp(min=TINY / 2 / _LARGEST), 0.0)
+        code = code.round().clamp(-_LARGEST, _LARGEST)
         stored[name], stored[f"{name}{_STEP}"] = code.to(torch.int8), step
     return stored
 
