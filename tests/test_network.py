@@ -617,3 +617,26 @@ def test_total_and_concentration():
     # A large even share next to a peak: single precision must not lose it.
     mixed = concentration({"w": torch.cat([torch.full((99_999,), 1e-6), torch.ones(1)])})
     assert mixed["top_0.1_percent"] == pytest.approx((1 + 99e-6) / (1 + 99_999e-6), rel=1e-6)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_without_gradients_nothing_changes(mixed, tiny_model, table_crystals):
+    """Sums and products are then done in place: the same values, and inputs left as they were."""
+    options = tiny_model.backbone.graph_options
+    network = EdgeGatedNetwork(2, 16, 8, 10, options, angular_dim=4)
+    packed = PackedGraphs.pack([build_graph(c, options) for c in table_crystals[:6]])
+    batch = packed.batch(np.arange(6))
+    before = copy.deepcopy(batch)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        start = network.embed(batch)
+        node, edge = start.node.clone(), start.edge.clone()
+        expected = network.run(batch, start, 0, 2)
+        with torch.no_grad():
+            found = network.run(batch, start, 0, 2)
+    assert torch.equal(start.node, node)
+    assert torch.equal(start.edge, edge)
+    for name in ("z", "multiplicity", "edge_index", "edge_vector", "batch"):
+        assert torch.equal(getattr(batch, name), getattr(before, name))
+    tolerance = 5e-2 if mixed else 1e-5
+    torch.testing.assert_close(found.node, expected.node, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(found.edge, expected.edge, atol=tolerance, rtol=tolerance)
