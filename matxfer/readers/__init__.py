@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matxfer.crystal import CrystalError
+from matxfer.errors import ErrorKind
 from matxfer.readers.atomistic import ASE_BY_PATH, ASE_NAMES, ASE_SUFFIXES
 from matxfer.readers.entry import Entry, Item, describe, entry_of, stem_of
 
@@ -102,7 +103,9 @@ def read_file(path: str | Path, *, structure_column: str | None = None) -> Itera
         yield entry_of(source, (frame, stem_of(path), failure))
         return
     if frame == 0:
-        failure = CrystalError("there are no structures in this file", "check how it was written")
+        failure = CrystalError(
+            "there are no structures in this file", "check how it was written", kind=ErrorKind.EMPTY
+        )
         yield entry_of(source, (0, stem_of(path), failure))
 
 
@@ -169,11 +172,19 @@ def _named_poscar(name: str) -> bool:
 def _entries(path: Path, source: str, structure_column: str | None) -> Iterator[Entry]:
     kind = _kind(path)
     if not path.exists():
-        raise CrystalError("there is no such file", "check the path")
+        raise CrystalError("there is no such file", "check the path", kind=ErrorKind.MISSING_FILE)
     if path.is_dir():
-        raise CrystalError("this is a directory", "give it to read(), which looks into it")
+        raise CrystalError(
+            "this is a directory",
+            "give it to read(), which looks into it",
+            kind=ErrorKind.UNSUPPORTED_FORMAT,
+        )
     if kind is None:
-        raise CrystalError(f"the format of {path.name!r} is not supported", _SUPPORTED)
+        raise CrystalError(
+            f"the format of {path.name!r} is not supported",
+            _SUPPORTED,
+            kind=ErrorKind.UNSUPPORTED_FORMAT,
+        )
     if kind in {"csv", "parquet"}:
         from matxfer.readers.tables import read_table
 

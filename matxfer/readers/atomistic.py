@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from matxfer.crystal import Crystal, CrystalError
+from matxfer.errors import ErrorKind
 from matxfer.readers.entry import Item, attempt, describe, read_text, stem_of
 
 if TYPE_CHECKING:
@@ -64,11 +65,19 @@ def _crystal_of_poscar(text: str, name: str) -> Crystal:
     species = lines[5].split("!")[0].split()
     # Without this line ASE guesses from the comment, and pymatgen counts H, He, Li, ...
     if not species or species[0].isdigit():
-        raise CrystalError("unknown species: the POSCAR has no line of elements", _POSCAR_REMEDY)
+        raise CrystalError(
+            "unknown species: the POSCAR has no line of elements",
+            _POSCAR_REMEDY,
+            kind=ErrorKind.UNKNOWN_SPECIES,
+        )
     # POTCAR names such as Fe_pv, and Na_pv/6a2f546d as VASP 6 writes them, are understood.
     unknown = [s for s in species if atomic_numbers.get(s.split("/")[0].split("_")[0], 0) < 1]
     if unknown:
-        raise CrystalError(f"unknown species {', '.join(unknown)} in the POSCAR", _POSCAR_REMEDY)
+        raise CrystalError(
+            f"unknown species {', '.join(unknown)} in the POSCAR",
+            _POSCAR_REMEDY,
+            kind=ErrorKind.UNKNOWN_SPECIES,
+        )
     counts = lines[6].split("!")[0].split()
     if len(counts) != len(species):
         raise CrystalError(
@@ -94,7 +103,9 @@ def read_xyz(path: Path) -> Iterator[Item]:
         frames = _xyz_frames(stream)
         following = next(frames, None)
         if following is None:
-            raise CrystalError("the file is empty", "remove it, or write the structure again")
+            raise CrystalError(
+                "the file is empty", "remove it, or write the structure again", kind=ErrorKind.EMPTY
+            )
         frame = 0
         while following is not None:
             current, following = following, next(frames, None)
@@ -164,7 +175,9 @@ def read_ase_db(path: Path, kind: str = "db") -> Iterator[Item]:
     with path.open("rb") as stream:
         head = stream.read(16)
     if not head:
-        raise CrystalError("the file is empty", "remove it, or write the database again")
+        raise CrystalError(
+            "the file is empty", "remove it, or write the database again", kind=ErrorKind.EMPTY
+        )
     if kind == "db" and not head.startswith(b"SQLite format 3"):
         raise CrystalError("this is no ASE database (SQLite)", "check the file")
     with ase.db.connect(path, type=kind, use_lock_file=False) as database:
@@ -214,7 +227,9 @@ def _ase_frames(path: Path, kind: str) -> Iterator[Atoms | CrystalError]:
     from ase.io import iread
 
     if path.stat().st_size == 0:
-        raise CrystalError("the file is empty", "remove it, or write the structure again")
+        raise CrystalError(
+            "the file is empty", "remove it, or write the structure again", kind=ErrorKind.EMPTY
+        )
     try:
         # A text stream keeps ASE from guessing by name, from its "@" syntax and from compression.
         source = str(path) if kind in ASE_BY_PATH else io.StringIO(read_text(path))

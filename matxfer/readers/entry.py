@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from matxfer.crystal import Crystal, CrystalError
+from matxfer.errors import ErrorKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
 #: What the readers of single formats yield: frame, id, and the crystal or what is wrong with it.
 Item: TypeAlias = tuple[int, str, Crystal | CrystalError]
 
+
+#: Errors of the kinds that the formats share.
+bad_cell = partial(CrystalError, kind=ErrorKind.BAD_CELL)
+bad_coordinates = partial(CrystalError, kind=ErrorKind.BAD_COORDINATES)
+unknown_species = partial(CrystalError, kind=ErrorKind.UNKNOWN_SPECIES)
 
 _RUN_FILES = {"poscar", "contcar", "xdatcar", "outcar", "vasprun.xml"}
 
@@ -120,5 +127,7 @@ def read_text(path: Path) -> str:
         data = gzip.decompress(data)
     text = data.decode("utf-8-sig", errors="replace")
     if not text or text.isspace():
-        raise CrystalError("the file is empty", "remove it, or write the structure again")
+        raise CrystalError(
+            "the file is empty", "remove it, or write the structure again", kind=ErrorKind.EMPTY
+        )
     return text

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from matxfer.crystal import Crystal, CrystalError
+from matxfer.errors import ErrorKind
 from matxfer.readers.entry import Entry, attempt, describe, entry_of
 
 if TYPE_CHECKING:
@@ -52,9 +53,13 @@ def load_table(path: str | Path, columns: Sequence[str] | None = None) -> pd.Dat
     path = Path(path)
     suffix = "".join(path.suffixes[-2:]).lower()
     if not path.is_file():
-        raise CrystalError("there is no such file", "check the path", str(path))
+        raise CrystalError(
+            "there is no such file", "check the path", str(path), kind=ErrorKind.MISSING_FILE
+        )
     if path.stat().st_size == 0:
-        raise CrystalError("the file is empty", "write the table again", str(path))
+        raise CrystalError(
+            "the file is empty", "write the table again", str(path), kind=ErrorKind.EMPTY
+        )
     wanted = None if columns is None else list(columns)
     try:
         if suffix.endswith(".parquet"):
@@ -78,6 +83,7 @@ def load_table(path: str | Path, columns: Sequence[str] | None = None) -> pd.Dat
         f"{path.suffix or 'no suffix'!r} is not a kind of table that is read here",
         "use .parquet, .csv or .csv.gz",
         str(path),
+        kind=ErrorKind.UNSUPPORTED_FORMAT,
     )
 
 
@@ -151,7 +157,9 @@ def crystals_of_table(
             source,
         )
     if not len(frame):
-        raise CrystalError("the table has no rows", "check how it was written", source)
+        raise CrystalError(
+            "the table has no rows", "check how it was written", source, kind=ErrorKind.EMPTY
+        )
     return _rows(frame, source, columns)
 
 
@@ -273,4 +281,4 @@ def _only(results: Sequence[Crystal | CrystalError | None], name: str) -> Crysta
     assert result is not None
     # The row is the place to report; the inner file goes into the reason.
     inner = f"{result.source}: {result.reason}" if result.source else result.reason
-    raise CrystalError(inner, result.remedy)
+    raise CrystalError(inner, result.remedy, kind=result.kind)
