@@ -21,6 +21,7 @@ FLOORS = (
     ("model",),
     ("fisher", "metrics", "model_card"),
     ("pretraining", "transfer"),
+    ("batch",),
     ("prediction", "evaluation"),
     ("calculator", "output", "benchmark"),
     ("cli",),

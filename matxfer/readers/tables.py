@@ -117,7 +117,7 @@ def read_table(path: Path, structure_column: str | None = None) -> Iterator[Entr
             present = _parquet_columns(path)
         except (OSError, ValueError):
             present = []
-        source = _find(present, structure_column) if present else None
+        source = structure_columns(present, structure_column) if present else None
         columns = [*source, *[c for c in ID_COLUMNS if c in present]] if source else None
     else:
         columns = None
@@ -126,7 +126,7 @@ def read_table(path: Path, structure_column: str | None = None) -> Iterator[Entr
 
 
 def crystals_of_table(
-    frame: pd.DataFrame, source: str, *, structure_column: str | None = None
+    frame: pd.DataFrame, source: str, *, structure_column: str | None = None, first_row: int = 0
 ) -> Iterator[Entry]:
     """Return one entry per row of a table, in order.
 
@@ -140,6 +140,8 @@ def crystals_of_table(
         Path of the table, for messages and relative paths.
     structure_column
         The column to use, whatever the others are called.
+    first_row
+        Number of the first row, where the frame is a piece of a table.
 
     Raises
     ------
@@ -147,7 +149,7 @@ def crystals_of_table(
         If the table has no rows or no structure column. Rows give error entries instead.
     """
     present = [str(name) for name in frame.columns]
-    columns = _find(present, structure_column)
+    columns = structure_columns(present, structure_column)
     if columns is None:
         reason = "no structure columns" if structure_column is None else "no column"
         name = "" if structure_column is None else f" {structure_column!r}"
@@ -160,11 +162,13 @@ def crystals_of_table(
         raise CrystalError(
             "the table has no rows", "check how it was written", source, kind=ErrorKind.EMPTY
         )
-    return _rows(frame, source, columns)
+    return _rows(frame, source, columns, first_row)
 
 
-def _find(present: Sequence[str], structure_column: str | None) -> tuple[str, ...] | None:
-    """Return the column or columns that hold the structures."""
+def structure_columns(
+    present: Sequence[str], structure_column: str | None
+) -> tuple[str, ...] | None:
+    """Return the column or columns that hold the structures, None if there are none."""
     if structure_column is not None:
         return (structure_column,) if structure_column in present else None
     if set(ARRAY_COLUMNS) <= set(present):
@@ -172,9 +176,11 @@ def _find(present: Sequence[str], structure_column: str | None) -> tuple[str, ..
     return next(((name,) for name in SINGLE_COLUMNS if name in present), None)
 
 
-def _rows(frame: pd.DataFrame, source: str, columns: tuple[str, ...]) -> Iterator[Entry]:
+def _rows(
+    frame: pd.DataFrame, source: str, columns: tuple[str, ...], first_row: int
+) -> Iterator[Entry]:
     values = [frame[name].tolist() for name in columns]
-    ids = _ids(frame)
+    ids = _ids(frame, first_row)
     folder = Path(source).parent
     for i, cells in enumerate(zip(*values, strict=True)):
         build: Callable[[], Crystal]
@@ -183,17 +189,19 @@ def _rows(frame: pd.DataFrame, source: str, columns: tuple[str, ...]) -> Iterato
         else:
             build = partial(_crystal_of_cell, cells[0], _Cell(columns[0], folder, ids[i]))
         what = f"the structure in column(s) {', '.join(columns)}"
-        yield entry_of(source, (i, ids[i], attempt(build, what, "correct this row or remove it")))
+        yield entry_of(
+            source, (first_row + i, ids[i], attempt(build, what, "correct this row or remove it"))
+        )
 
 
-def _ids(frame: pd.DataFrame) -> list[str]:
+def _ids(frame: pd.DataFrame, first_row: int) -> list[str]:
     for name in ID_COLUMNS:
         if name in frame.columns:
             return [
                 str(row) if _is_missing(value) else str(value)
-                for row, value in enumerate(frame[name].tolist())
+                for row, value in enumerate(frame[name].tolist(), first_row)
             ]
-    return [str(row) for row in range(len(frame))]
+    return [str(row) for row in range(first_row, first_row + len(frame))]
 
 
 def _is_missing(value: object) -> bool:
@@ -214,6 +222,9 @@ def _crystal_of_arrays(cells: tuple[Any, ...], name: str) -> Crystal:
             )
         try:
             value = json.loads(cell) if isinstance(cell, str) else cell
+            if isinstance(value, np.ndarray) and value.dtype != object:
+                arrays.append(value.ravel().astype(np.float64))
+                continue
             # Parquet gives nested lists as arrays of arrays.
             arrays.append(np.hstack([np.ravel(part) for part in value]).astype(np.float64))
         except (ValueError, TypeError) as error:
