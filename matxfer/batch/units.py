@@ -10,17 +10,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from matxfer.crystal import CrystalError
-from matxfer.readers import Entry, expand, is_single, read_file
+from matxfer.readers import Entry, expand, is_archive, is_single, members_of, read_file, read_member
 from matxfer.readers.entry import describe, entry_of, stem_of
+from matxfer.readers.formats import streamed_kind
 from matxfer.readers.slices import TableSlice, parquet_rows, parquet_slices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-Payload: TypeAlias = list[str] | list[Entry] | TableSlice
+    from matxfer.readers.archive import Member
+
+#: A file, or an archive and a member of it, still to be parsed.
+File: TypeAlias = "str | tuple[str, Member]"
+Payload: TypeAlias = "list[File] | list[Entry] | TableSlice"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +39,7 @@ class Unit:
     part
         Number of the part that it belongs to.
     payload
-        Paths of files, entries, or a slice of a table.
+        Files, entries, or a slice of a table.
     """
 
     index: int
@@ -64,7 +69,8 @@ class Unit:
         elif payload and isinstance(payload[0], Entry):
             yield from _marked(payload, on_read)
         else:
-            yield from _of_files([str(p) for p in payload], structure_column, on_read, broken)
+            files = cast("list[File]", payload)
+            yield from _of_files(files, structure_column, on_read, broken)
 
 
 def _marked(entries: Iterable[Any], on_read: Callable[[int], None]) -> Iterator[Entry]:
@@ -77,17 +83,20 @@ def _marked(entries: Iterable[Any], on_read: Callable[[int], None]) -> Iterator[
 
 
 def _of_files(
-    paths: list[str],
+    files: Sequence[File],
     structure_column: str | None,
     on_read: Callable[[int], None],
     broken: Mapping[int, CrystalError],
 ) -> Iterator[Entry]:
     number = 0
-    for path in paths:
-        entries = read_file(path, structure_column=structure_column)
+    for file in files:
+        if isinstance(file, str):
+            source, entries = file, read_file(file, structure_column=structure_column)
+        else:
+            source, entries = f"{file[0]}!{file[1][0]}", read_member(*file)
         while True:
             if number in broken:  # what follows in this file is lost with it
-                yield entry_of(path, (0, stem_of(Path(path)), broken[number]))
+                yield entry_of(source, (0, stem_of(Path(source)), broken[number]))
                 number += 1
                 break
             on_read(number)
@@ -139,7 +148,7 @@ class Plan:
         if hasattr(self.inputs, "__next__"):
             yield from self._of_entries(self.inputs)
             return
-        small: list[str] = []
+        small: list[File] = []
         for path in expand(self.inputs):
             if is_single(path):
                 small.append(str(path))
@@ -170,6 +179,8 @@ class Plan:
     def _of_long_file(self, path: Path) -> Iterator[Unit]:
         if path.suffix.lower() == ".parquet":
             yield from self._of_parquet(path)
+        elif is_archive(path):
+            yield from self._of_archive(path)
         else:
             yield from self._of_entries(read_file(path, structure_column=self.structure_column))
 
@@ -177,6 +188,21 @@ class Plan:
         iterator = iter(entries)
         while chunk := list(islice(iterator, self.chunk)):
             yield from self._unit(chunk, len(chunk))
+
+    def _of_archive(self, path: Path) -> Iterator[Unit]:
+        failures: list[CrystalError] = []
+
+        def files() -> Iterator[File]:
+            try:
+                yield from ((str(path), member) for member in members_of(path))
+            except Exception as error:  # noqa: BLE001 - one archive must not stop all
+                failures.append(_failure("archive", error))
+
+        found = files()
+        while chunk := list(islice(found, self.chunk)):
+            yield from self._unit(chunk, len(chunk))
+        for failure in failures:
+            yield from self._unit([entry_of(str(path), (0, stem_of(path), failure))], 1)
 
     def _of_parquet(self, path: Path) -> Iterator[Unit]:
         places: list[tuple[int, int]] = []
@@ -195,14 +221,21 @@ class Plan:
         except Exception as error:  # noqa: BLE001 - one table must not stop all
             if done == 0 and not places:
                 # Not a table of structures at all: the reader of files says what is wrong.
-                yield from self._unit([str(path)], 1)
+                file: list[File] = [str(path)]
+                yield from self._unit(file, 1)
                 return
-            failure = CrystalError(
-                f"the table could not be read from here on ({describe(error)})",
-                "check that it is complete",
-            )
+            failure = _failure("table", error)
             entry = entry_of(str(path), (done * self.chunk, stem_of(path), failure))
             yield Unit(*places[done], [entry])
+
+
+def _failure(what: str, error: Exception) -> CrystalError:
+    if isinstance(error, CrystalError):
+        return error
+    return CrystalError(
+        f"the {what} could not be read from here on ({describe(error)})",
+        "check that it is complete",
+    )
 
 
 def count_inputs(inputs: Iterable[Any], limit: int) -> int:
@@ -214,6 +247,8 @@ def count_inputs(inputs: Iterable[Any], limit: int) -> int:
         return 0
     total = 0
     for path in expand(inputs):
+        if streamed_kind(path) is not None:
+            return limit
         if is_single(path):
             total += 1
         elif path.suffix.lower() == ".parquet":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from matxfer.crystal import CrystalError
 from matxfer.readers.entry import Entry
-from matxfer.readers.tables import ID_COLUMNS, crystals_of_table, structure_columns
+from matxfer.readers.tables import ID_COLUMNS, crystals_of_table, find_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -90,7 +90,7 @@ def parquet_slices(
     # Without pre-buffering pages are read as they are needed, not a row group at a time.
     with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
         names = [str(name) for name in file.schema_arrow.names]
-        found = structure_columns(names, structure_column)
+        found = find_columns(names, structure_column)
         if found is None or not file.metadata.num_rows:
             raise CrystalError("no structures here", "see read_file, which says what is wrong")
         columns = list(dict.fromkeys([*found, *(c for c in ID_COLUMNS if c in names)]))
