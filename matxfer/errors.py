@@ -13,6 +13,10 @@ class OptionError(MatxferError):
     """An option out of its range, or options that do not go together."""
 
 
+class StrictError(MatxferError):
+    """The first structure that could not be predicted, where none was to fail."""
+
+
 class ErrorKind(StrEnum):
     """Why a structure gave no prediction: the words in the column ``error_kind``.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -51,8 +52,21 @@ def write_rows(rows: Iterable[Row], columns: Sequence[str], path: str | Path) ->
     counter = Counter(rows)
     partial = path.with_name(f"{path.name}.part")
     write(counter, columns, partial)
+    _to_disk(partial)
     partial.replace(path)
+    _to_disk(path.parent)
     return counter.total, counter.failed
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, would survive a power cut."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class Counter:

@@ -22,9 +22,11 @@ from matxfer.runtime import keep_large_blocks
 from matxfer.transfer.plugin import Plugin, load_plugin, prediction_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     import pandas as pd
+
+    from matxfer.batch.units import Unit
 
 #: Columns before and after the properties.
 LEADING_COLUMNS = ("id", "source", "frame", "formula", "n_sites")
@@ -116,8 +118,21 @@ class Predictor:
         for each in self.predicted(plan, options):
             yield from self.rows_of(each)
 
-    def predicted(self, plan: Plan, options: BatchOptions) -> Iterator[Predicted]:
-        """Yield the units of a plan with their predictions."""
+    def predicted(
+        self,
+        plan: Plan,
+        options: BatchOptions,
+        through: Callable[[Iterable[Unit]], Iterable[Unit]] = iter,
+    ) -> Generator[Predicted, None, None]:
+        """Yield the units of a plan with their predictions.
+
+        Parameters
+        ----------
+        plan, options
+            What to do, and how.
+        through
+            What the units go through on their way, such as something that ends them early.
+        """
         preparation = Preparation(
             self.model.backbone.graph_options,
             self.model.elements,
@@ -132,7 +147,7 @@ class Predictor:
             cache = PredictionCache(weights, len(self.properties))
         try:
             yield from predicted(
-                plan,
+                through(plan),
                 setup,
                 workers=self._workers(plan, options),
                 timeout_s=timeout or None,

@@ -24,6 +24,8 @@ FLOORS = (
     ("batch",),
     ("prediction", "evaluation"),
     ("calculator", "output", "benchmark"),
+    ("campaign",),
+    ("predict_cli",),
     ("cli",),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

@@ -126,7 +126,9 @@ def test_predict_into_a_pipe(run, tiny_model_folder, plugins, cifs, table_crysta
         assert rows[2][name] == ""
     assert rows[0]["error"] == rows[1]["error"] == ""
     assert rows[2]["error"]
-    assert err.strip() == "1 of 3 structures could not be predicted; see the column 'error'"
+    assert err.strip() == (
+        "1 of 3 structures could not be predicted (1 unreadable); see the column 'error'"
+    )
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])

@@ -238,10 +238,17 @@ def _failure(what: str, error: Exception) -> CrystalError:
     )
 
 
+def count_of(path: Path) -> int | None:
+    """Return how many structures a file holds, as far as its name or its header tells; or None."""
+    if is_single(path):
+        return 1
+    return parquet_rows(path) if path.suffix.lower() == ".parquet" else None
+
+
 def count_inputs(inputs: Iterable[Any], limit: int) -> int:
     """Return about how many structures there are, at least ``limit`` if there are more.
 
-    Files of one structure and rows of Parquet tables are counted, other files by their size.
+    Files of which neither name nor header tells it are judged by their size.
     """
     if hasattr(inputs, "__next__"):
         return 0
@@ -249,12 +256,10 @@ def count_inputs(inputs: Iterable[Any], limit: int) -> int:
     for path in expand(inputs):
         if streamed_kind(path) is not None:
             return limit
-        if is_single(path):
-            total += 1
-        elif path.suffix.lower() == ".parquet":
-            total += parquet_rows(path)
-        elif path.is_file():
-            total += 1 + path.stat().st_size // _BYTES_PER_STRUCTURE
+        count = count_of(path)
+        if count is None:
+            count = 1 + path.stat().st_size // _BYTES_PER_STRUCTURE if path.is_file() else 1
+        total += count
         if total >= limit:
             break
     return total
