@@ -308,7 +308,7 @@ def test_a_parquet_table_is_read_in_slices(crystal_frame, tiny_model, tmp_path):
     assert str(entries[7].error) == str(expected[7].error)
     # Only the wanted parts are read, and the borders stay where they were.
     some = list(Plan([path], chunk=10, part_size=20, wanted=lambda part: part == 1))
-    assert [u.index for u in some] == [2, 3]
+    assert [u.index for u in some] == [2, 3, 4]
     broken = {1: CrystalError("gave trouble", kind=ErrorKind.TIMEOUT)}
     names = [
         (e.id, e.error and e.error.kind) for e in some[0].entries(None, lambda _: None, broken)
@@ -327,13 +327,13 @@ def test_a_broken_file_among_small_ones(table_crystals, tmp_path):
     for k in range(3):
         ase.io.write(tmp_path / f"{k}.cif", table_crystals[k].to_ase())
     (unit,) = Plan([tmp_path], chunk=10)
-    broken = {1: CrystalError("gave trouble", kind=ErrorKind.WORKER_CRASH)}
+    broken = {-2: CrystalError("gave trouble", kind=ErrorKind.WORKER_CRASH)}
     entries = list(unit.entries(None, lambda _: None, broken))
     assert [e.id for e in entries] == ["0", "1", "2"]
     assert [e.error and e.error.kind for e in entries] == [None, "worker_crash", None]
     told = []
     list(unit.entries(None, told.append, {}))
-    assert set(told) == {0, 1, 2, 3}
+    assert set(told) == {-1, -2, -3}
 
 
 def test_counts(table_crystals, crystal_table, tmp_path):
@@ -354,9 +354,7 @@ def test_large_and_small_cells_side_by_side(tiny_model, table_crystals):
     pack = PackedGraphs.pack([build_graph(c, options) for c in crystals])
     assert pack.edges_per_graph.max() > 8000
     seen = []
-    values = predict_pack(
-        tiny_model, [], list(tiny_model.heads), pack, on_batch=lambda index: seen.append(index)
-    )
+    values = predict_pack(tiny_model, [], list(tiny_model.heads), pack, on_batch=seen.append)
     assert sorted(np.concatenate(seen).tolist()) == list(range(10))
     assert seen[-1].tolist() == [5]
     singly = predict_pack(tiny_model, [], list(tiny_model.heads), pack, singly=True)

@@ -59,9 +59,10 @@ class Unit:
         structure_column
             As in :func:`matxfer.readers.read_file`.
         on_read
-            Called with the number, in the unit, of the entry that is about to be read.
+            Called with the number, in the unit, of the entry that is about to be read; for files,
+            which may hold several, with -1 for the first file, -2 for the second and so on.
         broken
-            Entries, by their number in the unit, that must not be read again, and why not.
+            What must not be read again, by these numbers, and why not.
         """
         payload = self.payload
         if isinstance(payload, TableSlice):
@@ -88,23 +89,19 @@ def _of_files(
     on_read: Callable[[int], None],
     broken: Mapping[int, CrystalError],
 ) -> Iterator[Entry]:
-    number = 0
-    for file in files:
+    for k, file in enumerate(files):
         if isinstance(file, str):
             source, entries = file, read_file(file, structure_column=structure_column)
         else:
             source, entries = f"{file[0]}!{file[1][0]}", read_member(*file)
-        while True:
-            if number in broken:  # what follows in this file is lost with it
-                yield entry_of(source, (0, stem_of(Path(source)), broken[number]))
-                number += 1
-                break
-            on_read(number)
-            entry = next(entries, None)
-            if entry is None:
-                break
+        mark = -1 - k
+        if mark in broken:
+            yield entry_of(source, (0, stem_of(Path(source)), broken[mark]))
+            continue
+        on_read(mark)
+        for entry in entries:
             yield entry
-            number += 1
+            on_read(mark)
 
 
 class Plan:

@@ -47,7 +47,8 @@ class Caution:
     Parameters
     ----------
     broken
-        Entries, by their number in the unit, that must not be touched again, and why not.
+        Entries, by their number in the unit, and files, by theirs below zero, that must not be
+        touched again, and why not.
     singly
         Whether its graphs go through the network one by one.
     suspect
