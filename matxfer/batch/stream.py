@@ -74,7 +74,7 @@ def _done(
     on_cpu = setup.model.device.type == "cpu"
     theirs = setup if on_cpu else Setup(setup.preparation, None, [], setup.properties)
     crew = Crew(workers, pickle.dumps(theirs), known.choose, timeout_s)
-    with _threads(1 if on_cpu else torch.get_num_threads()):
+    with threads(1 if on_cpu else torch.get_num_threads()):
         yield from crew.run(iter(units))
 
 
@@ -85,8 +85,12 @@ def _here(setup: Setup, done: Done) -> NDArray[np.float64]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Leave the workers' CPUs to them: threads that wait for a busy CPU spin for milliseconds."""
+def threads(count: int) -> Iterator[None]:
+    """Compute with so many threads here for a while.
+
+    One leaves the workers' CPUs to them, since threads that wait for a busy CPU spin for
+    milliseconds; and sums made by one thread are the same to the last bit everywhere.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from matxfer.batch.cache import weights_of
+from matxfer.batch.stream import threads
 from matxfer.batch.units import Plan
 from matxfer.campaign.manifest import CampaignError, begin, finish, look_at
 from matxfer.campaign.share import Share
@@ -197,7 +198,8 @@ class Campaign:
         stop, outcome = stop or Stop(), Outcome()
         plan = self.plan(lambda part: mine(part) and not self.is_whole(part))
         predicted = self.predictor.predicted(plan, self.options, stop.after)
-        try:
+        # One thread, as in the workers: a part is the same with them and without.
+        with threads(1), closing(predicted):
             for part, group in groupby(predicted, key=lambda each: each.unit.part):
                 if stop.wished and stop.part is not None:
                     break
@@ -205,8 +207,6 @@ class Campaign:
                 rows = (row for each in group for row in self.predictor.rows_of(each))
                 counted = _counted(rows, outcome, on_row)
                 write_rows(counted, self.predictor.columns, self.path(part))
-        finally:
-            predicted.close()
         outcome.found = sum(map(mine, self._whole))
         outcome.stopped = stop.wished
         if parts is None and not stop.wished:

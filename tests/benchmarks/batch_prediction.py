@@ -391,7 +391,7 @@ def main() -> None:
         }
         for part in args.parts:
             tables.append(measure[part]())
-            print(tables[-1].title, *tables[-1].rows, sep="\n  ", flush=True)
+            print(tables[-1].heading, *tables[-1].rows, sep="\n  ", flush=True)
         shutil.rmtree(outputs)
     more = facts(args.threads, model=args.model, structures=f"{n:,}")
     write_tables(args.output, "Batch prediction", more, tables)
