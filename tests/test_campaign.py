@@ -210,6 +210,12 @@ def test_standard_input_is_refused(tiny_model, tmp_path):
         campaign(tmp_path / "x", tiny_model, ["cif:-"])
 
 
+def test_a_folder_among_its_inputs_is_refused(tiny_model, inputs, tmp_path):
+    with pytest.raises(CampaignError, match="inside the input"):
+        campaign(tmp_path / "cifs" / "out", tiny_model, inputs)
+    assert not (tmp_path / "cifs" / "out").exists()
+
+
 def test_differences():
     before = {"a": 1, "b": {"c": [1, 2], "d": "x"}, "e": 0}
     now = {"a": 1, "b": {"c": [1, 3], "d": "x"}, "f": [0]}
@@ -407,16 +413,7 @@ def test_ray(whole, tiny_model_folder, inputs, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed")
     pytest.importorskip("ray.data", reason="Ray is not installed")
     folder = tmp_path / "ray"
-    words = (
-        "predict",
-        *inputs,
-        "--model",
-        tiny_model_folder,
-        "--shard-size",
-        30,
-        "-o",
-        f"{folder}/",
-    )
+    words = ("predict", *inputs, "--model", tiny_model_folder, "--shard-size", 30, "-o")
     # Ray's processes give way to all others, and on a busy machine never come to work.
     process = command(*words, f"{folder}/", "--engine", "ray", RAY_worker_niceness="0")
     _, err = process.communicate(timeout=300)

@@ -7,6 +7,7 @@ from collections import Counter
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matxfer.batch.cache import weights_of
@@ -19,7 +20,6 @@ from matxfer.prediction import CHUNK, BatchOptions, Predictor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from pathlib import Path
 
     from matxfer.batch.units import Unit
     from matxfer.prediction import Row
@@ -142,6 +142,12 @@ class Campaign:
     ) -> None:
         if part_size < 1:
             raise CampaignError(f"parts of {part_size} structures; give a positive number")
+        for given in map(Path, inputs):
+            if given.is_dir() and folder.resolve().is_relative_to(given.resolve()):
+                raise CampaignError(
+                    f"{folder}: this is inside the input {given}, whose files the parts would be; "
+                    "give a folder elsewhere"
+                )
         self.folder, self.predictor, self.inputs = folder, predictor, list(inputs)
         self.options, self.part_size = options or BatchOptions(), part_size
         self.share = share or Share()

@@ -80,7 +80,8 @@ def write_cifs(table: Path, folder: Path) -> int:
         lines += [f"_cell_length_{x} {v:.8f}" for x, v in zip("abc", lengths, strict=True)]
         names = ("alpha", "beta", "gamma")
         lines += [f"_cell_angle_{x} {v:.8f}" for x, v in zip(names, angles, strict=True)]
-        lines += ["_symmetry_space_group_name_H-M 'P 1'", "loop_", "_atom_site_label"]
+        lines += ["_symmetry_space_group_name_H-M 'P 1'", "loop_", "_symmetry_equiv_pos_as_xyz"]
+        lines += ["'x, y, z'", "loop_", "_atom_site_label"]
         lines += ["_atom_site_type_symbol", *(f"_atom_site_fract_{x}" for x in "xyz")]
         symbols = [chemical_symbols[z] for z in crystal.numbers]
         lines += [
