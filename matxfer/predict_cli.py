@@ -151,7 +151,7 @@ def _check(engine: str, folder: Path | None, share: Share, given: list[str]) -> 
 def _into_one(
     predictor: Predictor, inputs: list[str], options: BatchOptions, output: str | None, strict: bool
 ) -> None:
-    from matxfer import output as out
+    import matxfer.output as out
 
     if output is not None:
         out.output_format(output)
@@ -172,7 +172,7 @@ def _into_one(
 def _into_file(
     rows: Iterator[Any], columns: list[str], inputs: list[str], output: str
 ) -> tuple[int, int]:
-    from matxfer import output as out
+    import matxfer.output as out
 
     expected = _expected(inputs) if sys.stderr.isatty() else None
     with (
