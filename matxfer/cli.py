@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from matxfer.benchmark.cli import app as benchmark_app
+from matxfer.predict_cli import predict
 from matxfer.terminal import (
     AsJson,
     ModelOfPlugins,
     ModelOption,
     StructureColumn,
     condition,
-    counted,
     counter_on_terminal,
     figures_line,
     integers,
@@ -23,7 +23,6 @@ from matxfer.terminal import (
     plain_warnings,
     plugin_lines,
     print_json,
-    say,
     say_trial,
     strength_of,
     told_in_one_line,
@@ -38,54 +37,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command()(predict)
 app.add_typer(benchmark_app)
 
 #: The same name as in matxfer.model, which would import torch.
 DEFAULT_MODEL = "mp-base"
-
-
-@app.command()
-def predict(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(help="Structure files, tables, folders or globs.", metavar="INPUT..."),
-    ],
-    model: ModelOfPlugins = None,
-    plugin: Annotated[
-        list[str] | None, typer.Option("--plugin", help="Folder of a plugin; may be repeated.")
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option("-o", "--output", help="OUT.csv, OUT.parquet or OUT.jsonl.")
-    ] = None,
-    structure_column: StructureColumn = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that read files and build graphs.")
-    ] = None,
-) -> None:
-    """Predict properties of crystals, one row per structure.
-
-    Without -o: a table on a terminal, CSV into a pipe. A structure that cannot be used keeps its
-    row and says why. Exit code 1 if no structure could be predicted.
-    """
-    from matxfer import output as out
-    from matxfer.prediction import Predictor
-
-    if output is not None:
-        out.output_format(output)
-    predictor = Predictor(model, plugin or [])
-    rows = predictor.rows(inputs, structure_column=structure_column, workers=workers)
-    if output is None:
-        total, failed = out.print_rows(rows, predictor.columns)
-    else:
-        advice = f"; the rows so far are in {output}.part"
-        with interruptible(advice), counter_on_terminal("predicting") as advance:
-            total, failed = out.write_rows(counted(rows, advance), predictor.columns, output)
-    if failed:
-        say(f"{failed} of {total} structures could not be predicted; see the column 'error'")
-    if not total:
-        say("there are no structures in what was given; check the paths")
-    if failed == total:
-        raise typer.Exit(1)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matxfer.prediction import Row
 
 _INTEGERS = ("frame", "n_sites")
-_TEXTS = ("id", "source", "formula", "error")
+_TEXTS = ("id", "source", "formula", "error_kind", "error")
 _PARQUET_ROWS = 10_000
 #: Rows of a table that are looked at before its column widths are fixed.
 _TABLE_ROWS = 200
@@ -52,8 +53,21 @@ def write_rows(rows: Iterable[Row], columns: Sequence[str], path: str | Path) ->
     counter = Counter(rows)
     partial = path.with_name(f"{path.name}.part")
     write(counter, columns, partial)
+    _to_disk(partial)
     partial.replace(path)
+    _to_disk(path.parent)
     return counter.total, counter.failed
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, would survive a power cut."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def print_rows(rows: Iterable[Row], columns: Sequence[str]) -> tuple[int, int]:

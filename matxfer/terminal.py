@@ -125,11 +125,49 @@ def counter_on_terminal(what: str) -> Iterator[Callable[[int], None]]:
         yield lambda count: progress.advance(task, count)
 
 
-def counted(rows: Iterator[Any], advance: Callable[[int], None]) -> Iterator[Any]:
-    """Pass rows on, counting them."""
-    for row in rows:
-        advance(1)
-        yield row
+@contextmanager
+def progress_on_terminal(what: str, total: int | None) -> Iterator[Callable[[int, int], None]]:
+    """Show rows done, failures, rate and, with a total, time left on stderr, if a person looks.
+
+    Yields a function of the number of rows and of failures since the last call.
+    """
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = [
+        TextColumn("{task.description} {task.completed:,.0f}"),
+        TextColumn("of {task.total:,.0f}" if total else ""),
+        BarColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        *([TextColumn("left"), TimeRemainingColumn()] if total else []),
+        TextColumn("{task.fields[failures]}"),
+    ]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total, rate="", failures="")
+        failed = 0
+
+        def advance(rows: int, failures: int) -> None:
+            nonlocal failed
+            failed += failures
+            speed = progress.tasks[task].speed
+            progress.update(
+                task,
+                advance=rows,
+                rate=f"{speed:,.0f}/s" if speed else "",
+                failures=f"[red]{failed:,} failed" if failed else "",
+            )
+
+        yield advance
 
 
 @contextmanager

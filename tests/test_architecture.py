@@ -21,8 +21,11 @@ FLOORS = (
     ("model",),
     ("fisher", "metrics", "model_card"),
     ("pretraining", "transfer"),
+    ("batch",),
     ("prediction", "evaluation"),
     ("calculator", "output", "benchmark"),
+    ("campaign",),
+    ("predict_cli",),
     ("cli",),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

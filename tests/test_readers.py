@@ -752,7 +752,7 @@ def test_hopeless_files(tmp_path: Path, name: str, content: str | None) -> None:
 
 
 def test_unsupported_suffix_lists_the_supported_ones(tmp_path: Path) -> None:
-    for name in ("a.pckl", "a.pkl", "notes.txt", "a.cif.bz2"):
+    for name in ("a.pckl", "a.pkl", "notes.txt", "a.cif.zst"):
         path = tmp_path / name
         path.write_text("x")
         failing(next(read_file(path)), path, 0, "not supported", ".cif", ".extxyz", "POSCAR")

@@ -1,4 +1,4 @@
-"""POSCAR, (extended) XYZ, ASE databases and the other formats that ASE reads."""
+"""POSCAR, (extended) XYZ and the other formats that ASE reads."""
 
 from __future__ import annotations
 
@@ -7,40 +7,22 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from matxfer.crystal import Crystal, CrystalError
-from matxfer.readers.entry import Item, attempt, describe, read_text, stem_of
+from matxfer.errors import ErrorKind
+from matxfer.readers.content import MAX_PART_BYTES, Content, File, open_text, read_text
+from matxfer.readers.entry import Item, attempt, describe, stem_of
+from matxfer.readers.formats import ASE_BY_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
     from typing import TextIO
 
     from ase import Atoms
-    from ase.db.row import AtomsRow
 
-#: ASE's names of further formats, by suffix and by file name. Formats that do not state the
-#: elements (LAMMPS data) or that ASE reads by unpickling stay out.
-ASE_SUFFIXES = {
-    ".traj": "traj",
-    ".xsf": "xsf",
-    ".gen": "gen",
-    ".res": "res",
-    ".cfg": "cfg",
-    ".cell": "castep-cell",
-    ".pwi": "espresso-in",
-    ".pwo": "espresso-out",
-}
-ASE_NAMES = {
-    "xdatcar": "vasp-xdatcar",
-    "outcar": "vasp-out",
-    "vasprun.xml": "vasp-xml",
-}
-#: Formats that ASE reads from a path only, so not compressed.
-ASE_BY_PATH = {"traj", "res"}
 _POSCAR_REMEDY = "write the element symbols on line 6, above the numbers of atoms (VASP 5 format)"
 _XYZ_REMEDY = "check the number of atoms and the columns of this frame"
 
 
-def read_poscar(path: Path) -> Iterator[Item]:
+def read_poscar(path: File) -> Iterator[Item]:
     """Yield the one structure of a POSCAR or CONTCAR.
 
     Raises
@@ -64,11 +46,19 @@ def _crystal_of_poscar(text: str, name: str) -> Crystal:
     species = lines[5].split("!")[0].split()
     # Without this line ASE guesses from the comment, and pymatgen counts H, He, Li, ...
     if not species or species[0].isdigit():
-        raise CrystalError("unknown species: the POSCAR has no line of elements", _POSCAR_REMEDY)
+        raise CrystalError(
+            "unknown species: the POSCAR has no line of elements",
+            _POSCAR_REMEDY,
+            kind=ErrorKind.UNKNOWN_SPECIES,
+        )
     # POTCAR names such as Fe_pv, and Na_pv/6a2f546d as VASP 6 writes them, are understood.
     unknown = [s for s in species if atomic_numbers.get(s.split("/")[0].split("_")[0], 0) < 1]
     if unknown:
-        raise CrystalError(f"unknown species {', '.join(unknown)} in the POSCAR", _POSCAR_REMEDY)
+        raise CrystalError(
+            f"unknown species {', '.join(unknown)} in the POSCAR",
+            _POSCAR_REMEDY,
+            kind=ErrorKind.UNKNOWN_SPECIES,
+        )
     counts = lines[6].split("!")[0].split()
     if len(counts) != len(species):
         raise CrystalError(
@@ -78,7 +68,7 @@ def _crystal_of_poscar(text: str, name: str) -> Crystal:
     return Crystal.from_ase(read_vasp(io.StringIO(text)), id=name)
 
 
-def read_xyz(path: Path) -> Iterator[Item]:
+def read_xyz(path: File) -> Iterator[Item]:
     """Yield the frames of an XYZ or extended XYZ file, one at a time.
 
     A frame without a ``Lattice`` is a molecule (no periodicity). A frame that cannot be read
@@ -89,22 +79,28 @@ def read_xyz(path: Path) -> Iterator[Item]:
     CrystalError
         If the file is empty.
     """
-    stem = stem_of(path)
-    with _open_text(path) as stream:
-        frames = _xyz_frames(stream)
-        following = next(frames, None)
-        if following is None:
-            raise CrystalError("the file is empty", "remove it, or write the structure again")
-        frame = 0
-        while following is not None:
-            current, following = following, next(frames, None)
-            name = stem if frame == 0 and following is None else f"{stem}:{frame}"
-            if isinstance(current, CrystalError):
-                yield frame, name, current
-            else:
-                build = partial(_crystal_of_xyz, current, name)
-                yield frame, name, attempt(build, "the frame", _XYZ_REMEDY)
-            frame += 1
+    with open_text(path) as stream:
+        yield from items_of_xyz(stream, stem_of(path))
+
+
+def items_of_xyz(stream: TextIO, stem: str) -> Iterator[Item]:
+    """Yield the frames of a stream; see :func:`read_xyz`."""
+    frames = _xyz_frames(stream)
+    following = next(frames, None)
+    if following is None:
+        raise CrystalError(
+            "the file is empty", "remove it, or write the structure again", kind=ErrorKind.EMPTY
+        )
+    frame = 0
+    while following is not None:
+        current, following = following, next(frames, None)
+        name = stem if frame == 0 and following is None else f"{stem}:{frame}"
+        if isinstance(current, CrystalError):
+            yield frame, name, current
+        else:
+            build = partial(_crystal_of_xyz, current, name)
+            yield frame, name, attempt(build, "the frame", _XYZ_REMEDY)
+        frame += 1
 
 
 def _xyz_frames(stream: TextIO) -> Iterator[str | CrystalError]:
@@ -114,27 +110,38 @@ def _xyz_frames(stream: TextIO) -> Iterator[str | CrystalError]:
     because it scans the whole file for frames before it yields the first.
     """
     while True:
-        head = stream.readline()
+        head = stream.readline(MAX_PART_BYTES)
         while head and head.isspace():
-            head = stream.readline()
+            head = stream.readline(MAX_PART_BYTES)
         if not head:
             return
         count = head.strip()
-        if not count.isdigit():
+        if not (count.isdecimal() and len(count) < 12):
             yield CrystalError(
                 f"{count[:40]!r} stands where the number of atoms of a frame belongs, so this and "
                 "all later frames are not read",
                 "check the number of atoms of the frame before it",
             )
             return
-        lines = [stream.readline() for _ in range(int(count) + 1)]
-        if not lines[-1]:
-            found = sum(1 for line in lines[1:] if line)
+        # Line by line, and no list of the announced length: the number may be a lie.
+        lines, room = [head], MAX_PART_BYTES
+        while len(lines) < int(count) + 2 and (line := stream.readline(room + 1)):
+            lines.append(line)
+            room -= len(line)
+            if room < 0:
+                yield CrystalError(
+                    f"too large: a frame of more than {MAX_PART_BYTES} characters, so this and "
+                    "all later frames are not read",
+                    "remove this frame",
+                )
+                return
+        if len(lines) < int(count) + 2:
             yield CrystalError(
-                f"the frame ends after {found} of {count} atoms", "check that the file is complete"
+                f"the frame ends after {max(len(lines) - 2, 0)} of {count} atoms",
+                "check that the file is complete",
             )
             return
-        yield head + "".join(lines)
+        yield "".join(lines)
 
 
 def _crystal_of_xyz(text: str, name: str) -> Crystal:
@@ -143,42 +150,7 @@ def _crystal_of_xyz(text: str, name: str) -> Crystal:
     return Crystal.from_ase(next(iter(read_frames(io.StringIO(text), slice(0, 1)))), id=name)
 
 
-def read_ase_db(path: Path, kind: str = "db") -> Iterator[Item]:
-    """Yield the rows of an ASE database, by ``material_id``, ``name`` or else the row id.
-
-    Parameters
-    ----------
-    path
-        The database file.
-    kind
-        ASE's name of the database type, ``db`` (SQLite) or ``json``.
-
-    Raises
-    ------
-    CrystalError
-        If the file is empty or no database.
-    """
-    import ase.db
-
-    # ASE would turn an empty file into a database: look before it touches the user's file.
-    with path.open("rb") as stream:
-        head = stream.read(16)
-    if not head:
-        raise CrystalError("the file is empty", "remove it, or write the database again")
-    if kind == "db" and not head.startswith(b"SQLite format 3"):
-        raise CrystalError("this is no ASE database (SQLite)", "check the file")
-    with ase.db.connect(path, type=kind, use_lock_file=False) as database:
-        for frame, row in enumerate(database.select()):
-            name = str(row.get("material_id") or row.get("name") or row.id)
-            build = partial(_crystal_of_row, row, name)
-            yield frame, name, attempt(build, f"row {row.id}", "write this row again")
-
-
-def _crystal_of_row(row: AtomsRow, name: str) -> Crystal:
-    return Crystal.from_ase(row.toatoms(), id=name)
-
-
-def read_with_ase(path: Path, kind: str) -> Iterator[Item]:
+def read_with_ase(path: File, kind: str) -> Iterator[Item]:
     """Yield the frames of a file in another format that ASE reads.
 
     After a frame that cannot be read ASE cannot go on; the error says so.
@@ -210,11 +182,15 @@ def read_with_ase(path: Path, kind: str) -> Iterator[Item]:
         frame += 1
 
 
-def _ase_frames(path: Path, kind: str) -> Iterator[Atoms | CrystalError]:
+def _ase_frames(path: File, kind: str) -> Iterator[Atoms | CrystalError]:
     from ase.io import iread
 
-    if path.stat().st_size == 0:
-        raise CrystalError("the file is empty", "remove it, or write the structure again")
+    if isinstance(path, Content) and kind in ASE_BY_PATH:
+        raise CrystalError(f"ASE reads {kind!r} files from disk only", "unpack the archive first")
+    if not isinstance(path, Content) and path.stat().st_size == 0:
+        raise CrystalError(
+            "the file is empty", "remove it, or write the structure again", kind=ErrorKind.EMPTY
+        )
     try:
         # A text stream keeps ASE from guessing by name, from its "@" syntax and from compression.
         source = str(path) if kind in ASE_BY_PATH else io.StringIO(read_text(path))
@@ -226,13 +202,3 @@ def _ase_frames(path: Path, kind: str) -> Iterator[Atoms | CrystalError]:
             f"ASE's reader for {kind!r} failed here and cannot go on ({describe(error)})",
             "check that the file is complete and of the format that its name says",
         )
-
-
-def _open_text(path: Path) -> TextIO:
-    import gzip
-
-    with path.open("rb") as stream:
-        compressed = stream.read(2) == b"\x1f\x8b"
-    if compressed:
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", errors="replace")
-    return path.open(encoding="utf-8-sig", errors="replace")

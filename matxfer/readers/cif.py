@@ -10,16 +10,16 @@ from gemmi import cif
 from matxfer.crystal import Crystal, CrystalError
 from matxfer.readers.cif_careful import has_atoms, read_careful
 from matxfer.readers.cif_fast import read_fast
-from matxfer.readers.entry import Item, attempt, describe, read_text, stem_of
+from matxfer.readers.content import File, read_text
+from matxfer.readers.entry import Item, attempt, describe, stem_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _REMEDY = "check the CIF with a validator, or export it again"
 
 
-def read_cif(path: Path) -> Iterator[Item]:
+def read_cif(path: File) -> Iterator[Item]:
     """Yield one item per block that has atoms.
 
     Blocks without any atoms (global metadata) are passed over if another block has some.

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import gzip
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from matxfer.crystal import Crystal, CrystalError
+from matxfer.errors import ErrorKind
+from matxfer.readers.formats import plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+
+    from matxfer.readers.content import File
 
 #: What the readers of single formats yield: frame, id, and the crystal or what is wrong with it.
 Item: TypeAlias = tuple[int, str, Crystal | CrystalError]
 
+
+#: Errors of the kinds that the formats share.
+bad_cell = partial(CrystalError, kind=ErrorKind.BAD_CELL)
+bad_coordinates = partial(CrystalError, kind=ErrorKind.BAD_COORDINATES)
+unknown_species = partial(CrystalError, kind=ErrorKind.UNKNOWN_SPECIES)
 
 _RUN_FILES = {"poscar", "contcar", "xdatcar", "outcar", "vasprun.xml"}
 
@@ -26,7 +34,8 @@ class Entry:
     Parameters
     ----------
     source
-        The path as the user gave it (or as a directory or glob was expanded).
+        The path as the user gave it (or as a directory or glob was expanded); of a member of an
+        archive ``archive.zip!member.cif``.
     frame
         0-based index in that source: CIF block, trajectory frame or table row.
     id
@@ -89,36 +98,16 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
-def stem_of(path: Path) -> str:
+def stem_of(path: File) -> str:
     """Return what names the structure in the path: the file's name without its suffixes.
 
     Codes give all runs the same file names and users keep one run per folder, so a bare POSCAR
     is named after its folder; and what follows the dot of ``POSCAR.Si`` is part of the name.
     """
-    name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
+    name = path.name[: len(plain_name(path.name))]
     stem, dot, _ = name.rpartition(".")
     if name.lower() in _RUN_FILES and path.parent.name:
         return path.parent.name
     if not (dot and stem) or name.lower().startswith(("poscar.", "contcar.")):
         return name
     return stem
-
-
-def read_text(path: Path) -> str:
-    """Return a file's text, decompressed if it is gzip.
-
-    The content decides, not the suffix: renamed files are common. Bytes that are not UTF-8 only
-    occur in comments and author names, so they are replaced rather than refused.
-
-    Raises
-    ------
-    CrystalError
-        If the file is empty.
-    """
-    data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        data = gzip.decompress(data)
-    text = data.decode("utf-8-sig", errors="replace")
-    if not text or text.isspace():
-        raise CrystalError("the file is empty", "remove it, or write the structure again")
-    return text

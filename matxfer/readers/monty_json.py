@@ -1,7 +1,8 @@
 """pymatgen structures in JSON, as monty and matbench write them.
 
-Only ``Structure.from_dict`` is called on what the file holds. Monty's own decoder would import
-whatever module the file names, which is no thing to do with other people's files.
+Monty's decoder would import whatever module the file names, which is no thing to do with other
+people's files, and ``Structure.from_dict`` hands it the properties of every site: so it is given
+the lattice, the species and the coordinates, and nothing else.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from matxfer.crystal import Crystal, CrystalError
-from matxfer.readers.entry import Item, attempt, read_text, stem_of
+from matxfer.errors import ErrorKind
+from matxfer.readers.content import Content, File, read_text
+from matxfer.readers.entry import Item, attempt, stem_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 _REMEDY = "write it again with pymatgen's Structure.as_dict() or Structure.to('name.json')"
+_LATTICE = ("matrix", "pbc", "a", "b", "c", "alpha", "beta", "gamma")
+_SPECIES = ("element", "occu", "oxidation_state")
 _KEYS_WITH_ID = ("material_id", "entry_id", "id", "task_id", "name")
 
 
-def read_json(path: Path) -> Iterator[Item]:
+def read_json(path: File) -> Iterator[Item]:
     """Yield one item per structure of a JSON document.
 
     Understood are a ``Structure`` dictionary; a dictionary with a ``structure`` key (as of a
@@ -35,12 +39,16 @@ def read_json(path: Path) -> Iterator[Item]:
     """
     stem = stem_of(path)
     try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        content = json.loads(read_text(path), object_pairs_hook=unique_keys)
+    except RecursionError as error:
+        raise CrystalError("this JSON is nested too deeply", _REMEDY) from error
+    except ValueError as error:
         raise CrystalError(f"this is no valid JSON ({error})", _REMEDY) from error
     if isinstance(content, dict) and {"ids", "nextid"} <= content.keys():
-        from matxfer.readers.atomistic import read_ase_db
+        from matxfer.readers.ase_database import read_ase_db
 
+        if isinstance(path, Content):
+            raise CrystalError("ASE reads its databases from disk only", "unpack the archive first")
         yield from read_ase_db(path, kind="json")
         return
     for frame, (name, value) in enumerate(_records(content, stem)):
@@ -67,7 +75,7 @@ def crystal_of_json(value: object, name: str = "") -> Crystal:
     from pymatgen.core.structure import Structure
 
     if isinstance(value, str | bytes):
-        value = json.loads(value)
+        value = json.loads(value, object_pairs_hook=unique_keys)
     if isinstance(value, dict) and not _is_structure(value):
         value = value.get("structure", value)
     if isinstance(value, dict):
@@ -75,7 +83,7 @@ def crystal_of_json(value: object, name: str = "") -> Crystal:
             raise CrystalError(
                 f"this is no pymatgen structure with a lattice (its keys: {_some(value)})", _REMEDY
             )
-        value = Structure.from_dict(value)
+        value = Structure.from_dict(_essentials(value))
     if not isinstance(value, Structure):
         raise CrystalError(
             "there is no structure"
@@ -87,9 +95,36 @@ def crystal_of_json(value: object, name: str = "") -> Crystal:
         # A dummy's Z is a hash: say its name instead.
         if isinstance(element, DummySpecies):
             raise CrystalError(
-                f"unknown species {element.symbol!r}", "replace dummy species by elements"
+                f"unknown species {element.symbol!r}",
+                "replace dummy species by elements",
+                kind=ErrorKind.UNKNOWN_SPECIES,
             )
     return Crystal.from_pymatgen(value, id=name)
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object, for ``object_pairs_hook``, without keys that stand twice.
+
+    Raises
+    ------
+    ValueError
+        If a key stands twice.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:40]!r} stands twice")
+    return found
+
+
+def id_of(value: object) -> str:
+    """Return what names a structure in its dictionary, or ``""``."""
+    if isinstance(value, dict):
+        for key in _KEYS_WITH_ID:
+            if isinstance(value.get(key), str | int):
+                return str(value[key])
+    return ""
 
 
 def _records(content: object, stem: str) -> Iterator[tuple[str, object]]:
@@ -109,9 +144,9 @@ def _records(content: object, stem: str) -> Iterator[tuple[str, object]]:
     if not isinstance(content, list):
         raise CrystalError("there is no structure in this JSON", _REMEDY)
     if not content:
-        raise CrystalError("the list of structures is empty", _REMEDY)
+        raise CrystalError("the list of structures is empty", _REMEDY, kind=ErrorKind.EMPTY)
     for frame, value in enumerate(content):
-        yield _id_of(value) or (stem if len(content) == 1 else f"{stem}:{frame}"), value
+        yield id_of(value) or (stem if len(content) == 1 else f"{stem}:{frame}"), value
 
 
 def _split_frame(content: Mapping[str, Any], stem: str) -> Iterator[tuple[str, object]]:
@@ -119,7 +154,7 @@ def _split_frame(content: Mapping[str, Any], stem: str) -> Iterator[tuple[str, o
     rows = content["data"]
     index = content.get("index") or [f"{stem}:{i}" for i in range(len(rows))]
     if not rows:
-        raise CrystalError("the table is empty", _REMEDY)
+        raise CrystalError("the table is empty", _REMEDY, kind=ErrorKind.EMPTY)
     candidates = [i for i, name in enumerate(columns) if name == "structure"] or [
         i for i, value in enumerate(rows[0]) if isinstance(value, dict) and _is_structure(value)
     ]
@@ -132,16 +167,19 @@ def _split_frame(content: Mapping[str, Any], stem: str) -> Iterator[tuple[str, o
         yield str(name), row[candidates[0]]
 
 
+def _essentials(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the structure, without a word that could name code."""
+    lattice = {key: value["lattice"][key] for key in _LATTICE if key in value["lattice"]}
+    return {"lattice": lattice, "sites": [_site(site) for site in value["sites"]]}
+
+
+def _site(site: Mapping[str, Any]) -> dict[str, Any]:
+    species = [{key: part[key] for key in _SPECIES if key in part} for part in site["species"]]
+    return {"species": species, "abc": site["abc"]}
+
+
 def _is_structure(value: Mapping[str, Any]) -> bool:
     return "lattice" in value and "sites" in value
-
-
-def _id_of(value: object) -> str:
-    if isinstance(value, dict):
-        for key in _KEYS_WITH_ID:
-            if isinstance(value.get(key), str | int):
-                return str(value[key])
-    return ""
 
 
 def _some(value: Mapping[str, Any]) -> str:

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from matxfer.crystal import Crystal, CrystalError
+from matxfer.errors import ErrorKind
+from matxfer.readers.content import open_binary
 from matxfer.readers.entry import Entry, attempt, describe, entry_of
+from matxfer.readers.formats import plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 ARRAY_COLUMNS = ("lattice", "numbers", "frac_coords")
 #: Columns that hold a structure by themselves, in the order in which they are looked for.
 SINGLE_COLUMNS = ("cif", "structure", "structure_path", "path", "file", "filename")
+#: Rows of a table in memory at a time.
+ROWS_AT_A_TIME = 4096
 ID_COLUMNS = ("material_id", "id", "name")
 _REMEDY = (
     "give lattice, numbers and frac_coords, a column 'cif' of CIF texts, 'structure' of pymatgen "
@@ -28,7 +33,9 @@ _REMEDY = (
 )
 
 
-def load_table(path: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+def load_table(
+    path: str | Path, columns: Sequence[str] | None = None, *, limit: int | None = None
+) -> pd.DataFrame:
     """Read a Parquet or CSV file.
 
     Parameters
@@ -37,6 +44,8 @@ def load_table(path: str | Path, columns: Sequence[str] | None = None) -> pd.Dat
         ``.parquet``, ``.csv`` or ``.csv.gz``.
     columns
         The columns to read, all of them if None.
+    limit
+        At most so many rows; 0 shows the columns.
 
     Returns
     -------
@@ -50,22 +59,28 @@ def load_table(path: str | Path, columns: Sequence[str] | None = None) -> pd.Dat
     import pandas as pd
 
     path = Path(path)
-    suffix = "".join(path.suffixes[-2:]).lower()
     if not path.is_file():
-        raise CrystalError("there is no such file", "check the path", str(path))
+        raise CrystalError(
+            "there is no such file", "check the path", str(path), kind=ErrorKind.MISSING_FILE
+        )
     if path.stat().st_size == 0:
-        raise CrystalError("the file is empty", "write the table again", str(path))
+        raise CrystalError(
+            "the file is empty", "write the table again", str(path), kind=ErrorKind.EMPTY
+        )
     wanted = None if columns is None else list(columns)
     try:
-        if suffix.endswith(".parquet"):
+        if _is_parquet(path):
             present = _parquet_columns(path)
             _require(path, wanted, present)
-            return pd.read_parquet(path, columns=wanted)
-        if suffix.endswith((".csv", ".csv.gz")):
-            present = [str(name) for name in pd.read_csv(path, nrows=0).columns]
+            if limit == 0:
+                return pd.DataFrame(columns=present if wanted is None else wanted)
+            return pd.read_parquet(path, columns=wanted).iloc[:limit]
+        if plain_name(path.name).endswith(".csv"):
+            with open_binary(path) as stream:
+                present = [str(name) for name in pd.read_csv(stream, nrows=0).columns]
             _require(path, wanted, present)
-            text = dict.fromkeys(ID_COLUMNS, str)
-            return pd.read_csv(path, usecols=wanted, dtype=text)
+            with open_binary(path) as stream:
+                return pd.read_csv(stream, usecols=wanted, dtype=_text_ids(), nrows=limit)
     except CrystalError:
         raise
     except Exception as error:
@@ -78,6 +93,7 @@ def load_table(path: str | Path, columns: Sequence[str] | None = None) -> pd.Dat
         f"{path.suffix or 'no suffix'!r} is not a kind of table that is read here",
         "use .parquet, .csv or .csv.gz",
         str(path),
+        kind=ErrorKind.UNSUPPORTED_FORMAT,
     )
 
 
@@ -98,29 +114,57 @@ def _require(path: Path, wanted: list[str] | None, present: list[str]) -> None:
 
 
 def read_table(path: Path, structure_column: str | None = None) -> Iterator[Entry]:
-    """Yield one entry per row of a Parquet or CSV file.
+    """Yield one entry per row of a Parquet or CSV file, a bounded number of rows in memory.
 
     Raises
     ------
     CrystalError
         If the file cannot be read, has no rows or no structures.
     """
-    if path.suffix.lower() == ".parquet" and path.stat().st_size:
-        # Property columns can be as large as the structures (forces): leave them on disk.
-        try:
-            present = _parquet_columns(path)
-        except (OSError, ValueError):
-            present = []
-        source = _find(present, structure_column) if present else None
-        columns = [*source, *[c for c in ID_COLUMNS if c in present]] if source else None
-    else:
-        columns = None
-    frame = load_table(path, None if columns is None else list(dict.fromkeys(columns)))
-    yield from crystals_of_table(frame, str(path), structure_column=structure_column)
+    source, done = str(path), 0
+    frame = load_table(path, limit=0)
+    columns = _structure_columns(frame, source, structure_column)
+    wanted = list(dict.fromkeys([*columns, *[c for c in ID_COLUMNS if c in frame.columns]]))
+    for part in _parts(path, wanted):
+        yield from _rows(part, source, columns, done)
+        done += len(part)
+    if not done:
+        raise CrystalError(
+            "the table has no rows", "check how it was written", source, kind=ErrorKind.EMPTY
+        )
+
+
+def _parts(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
+    """Yield the rows of the columns, a few thousand at a time.
+
+    Property columns can be as large as the structures (forces): they stay on disk.
+    """
+    if _is_parquet(path):
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(ROWS_AT_A_TIME, columns=columns, use_threads=False):
+                yield batch.to_pandas()
+        return
+    import pandas as pd
+
+    with open_binary(path) as stream:
+        yield from pd.read_csv(
+            stream, usecols=columns, dtype=_text_ids(), chunksize=ROWS_AT_A_TIME, compression=None
+        )
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def _text_ids() -> dict[str, type]:
+    """Return the kinds of columns in which ``007`` must stay ``007``."""
+    return dict.fromkeys(ID_COLUMNS, str)
 
 
 def crystals_of_table(
-    frame: pd.DataFrame, source: str, *, structure_column: str | None = None
+    frame: pd.DataFrame, source: str, *, structure_column: str | None = None, first_row: int = 0
 ) -> Iterator[Entry]:
     """Return one entry per row of a table, in order.
 
@@ -134,14 +178,27 @@ def crystals_of_table(
         Path of the table, for messages and relative paths.
     structure_column
         The column to use, whatever the others are called.
+    first_row
+        Number of the first row, where the frame is a piece of a table.
 
     Raises
     ------
     CrystalError
         If the table has no rows or no structure column. Rows give error entries instead.
     """
+    columns = _structure_columns(frame, source, structure_column)
+    if not len(frame):
+        raise CrystalError(
+            "the table has no rows", "check how it was written", source, kind=ErrorKind.EMPTY
+        )
+    return _rows(frame, source, columns, first_row)
+
+
+def _structure_columns(
+    frame: pd.DataFrame, source: str, structure_column: str | None
+) -> tuple[str, ...]:
     present = [str(name) for name in frame.columns]
-    columns = _find(present, structure_column)
+    columns = find_columns(present, structure_column)
     if columns is None:
         reason = "no structure columns" if structure_column is None else "no column"
         name = "" if structure_column is None else f" {structure_column!r}"
@@ -150,13 +207,11 @@ def crystals_of_table(
             _REMEDY,
             source,
         )
-    if not len(frame):
-        raise CrystalError("the table has no rows", "check how it was written", source)
-    return _rows(frame, source, columns)
+    return columns
 
 
-def _find(present: Sequence[str], structure_column: str | None) -> tuple[str, ...] | None:
-    """Return the column or columns that hold the structures."""
+def find_columns(present: Sequence[str], structure_column: str | None) -> tuple[str, ...] | None:
+    """Return the column or columns that hold the structures, None if there are none."""
     if structure_column is not None:
         return (structure_column,) if structure_column in present else None
     if set(ARRAY_COLUMNS) <= set(present):
@@ -164,28 +219,31 @@ def _find(present: Sequence[str], structure_column: str | None) -> tuple[str, ..
     return next(((name,) for name in SINGLE_COLUMNS if name in present), None)
 
 
-def _rows(frame: pd.DataFrame, source: str, columns: tuple[str, ...]) -> Iterator[Entry]:
+def _rows(
+    frame: pd.DataFrame, source: str, columns: tuple[str, ...], start: int = 0
+) -> Iterator[Entry]:
     values = [frame[name].tolist() for name in columns]
-    ids = _ids(frame)
+    ids = _ids(frame, start)
     folder = Path(source).parent
+    what, remedy = f"the structure in column(s) {', '.join(columns)}", "correct or remove this row"
     for i, cells in enumerate(zip(*values, strict=True)):
         build: Callable[[], Crystal]
         if len(columns) == 3:
             build = partial(_crystal_of_arrays, cells, ids[i])
         else:
             build = partial(_crystal_of_cell, cells[0], _Cell(columns[0], folder, ids[i]))
-        what = f"the structure in column(s) {', '.join(columns)}"
-        yield entry_of(source, (i, ids[i], attempt(build, what, "correct this row or remove it")))
+        yield entry_of(source, (start + i, ids[i], attempt(build, what, remedy)))
 
 
-def _ids(frame: pd.DataFrame) -> list[str]:
+def _ids(frame: pd.DataFrame, start: int) -> list[str]:
+    numbers = [str(row) for row in range(start, start + len(frame))]
     for name in ID_COLUMNS:
         if name in frame.columns:
             return [
-                str(row) if _is_missing(value) else str(value)
-                for row, value in enumerate(frame[name].tolist())
+                number if _is_missing(value) else str(value)
+                for number, value in zip(numbers, frame[name].tolist(), strict=True)
             ]
-    return [str(row) for row in range(len(frame))]
+    return numbers
 
 
 def _is_missing(value: object) -> bool:
@@ -206,6 +264,9 @@ def _crystal_of_arrays(cells: tuple[Any, ...], name: str) -> Crystal:
             )
         try:
             value = json.loads(cell) if isinstance(cell, str) else cell
+            if isinstance(value, np.ndarray) and value.dtype != object:
+                arrays.append(value.astype(np.float64))
+                continue
             # Parquet gives nested lists as arrays of arrays.
             arrays.append(np.hstack([np.ravel(part) for part in value]).astype(np.float64))
         except (ValueError, TypeError) as error:
@@ -241,11 +302,18 @@ def _crystal_of_cell(cell: object, place: _Cell) -> Crystal:
     if text.startswith(("{", '"{')):
         return crystal_of_json(text, place.id)
     if "\n" in text or text.startswith(("data_", "#")):
-        return _crystal_of_cif(text, place.id)
+        return crystal_of_cif(text, place.id)
     return _crystal_of_path(place.folder / text, place.id)
 
 
-def _crystal_of_cif(text: str, name: str) -> Crystal:
+def crystal_of_cif(text: str, name: str) -> Crystal:
+    """Return the one crystal of a CIF text.
+
+    Raises
+    ------
+    CrystalError
+        If there is none, there are several, or it cannot be used.
+    """
     from matxfer.readers.cif import crystals_of_text
 
     return _only([result for _, _, result in crystals_of_text(text, name)], name)
@@ -273,4 +341,4 @@ def _only(results: Sequence[Crystal | CrystalError | None], name: str) -> Crysta
     assert result is not None
     # The row is the place to report; the inner file goes into the reason.
     inner = f"{result.source}: {result.reason}" if result.source else result.reason
-    raise CrystalError(inner, result.remedy)
+    raise CrystalError(inner, result.remedy, kind=result.kind)

@@ -1,0 +1,96 @@
+"""ASE databases: SQLite files of any number of rows, a page at a time, and JSON documents."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from matxfer.crystal import Crystal, CrystalError
+from matxfer.errors import ErrorKind
+from matxfer.readers.entry import Item, attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from ase.db.row import AtomsRow
+
+#: Rows per query: ASE fetches the whole answer of a query before it yields the first row.
+_PAGE = 512
+#: What a structure and its name need; results and data of a row can be a thousand times larger.
+_COLUMNS = ("id", "numbers", "positions", "cell", "pbc", "key_value_pairs")
+
+
+def read_ase_db(path: Path, kind: str = "db") -> Iterator[Item]:
+    """Yield the rows of an ASE database, by ``material_id``, ``name`` or else the row id.
+
+    Parameters
+    ----------
+    path
+        The database file.
+    kind
+        ASE's name of the database type, ``db`` (SQLite) or ``json``.
+
+    Raises
+    ------
+    CrystalError
+        If the file is empty or no database.
+    """
+    import ase.db
+
+    # ASE would turn an empty file into a database: look before it touches the user's file.
+    with path.open("rb") as stream:
+        head = stream.read(16)
+    if not head:
+        raise CrystalError(
+            "the file is empty", "remove it, or write the database again", kind=ErrorKind.EMPTY
+        )
+    if kind == "db" and not head.startswith(b"SQLite format 3"):
+        raise CrystalError("this is no ASE database (SQLite)", "check the file")
+    with ase.db.connect(path, type=kind, use_lock_file=False) as database:
+        rows = _paged(database) if kind == "db" else database.select()
+        for frame, row in enumerate(rows):
+            if isinstance(row, CrystalError):
+                yield frame, str(row.frame), CrystalError(row.reason, row.remedy)
+                continue
+            name = str(row.get("material_id") or row.get("name") or row.id)
+            build = partial(_crystal_of_row, row, name)
+            yield frame, name, attempt(build, f"row {row.id}", "write this row again")
+
+
+def _paged(database: Any) -> Iterator[AtomsRow | CrystalError]:
+    """Yield the rows in the order of their ids; a row that ASE cannot decode as an error."""
+    last = 0
+    while True:
+        ids = [row.id for row in _select(database, f"id>{last}", ["id"], _PAGE)]
+        if not ids:
+            return
+        try:
+            page: Sequence[AtomsRow | CrystalError] = _select(
+                database, f"id>{last}", list(_COLUMNS), _PAGE
+            )
+        except Exception:  # noqa: BLE001 - one bad row fails the page: look at each
+            page = [_single(database, number) for number in ids]
+        yield from page
+        last = ids[-1]
+
+
+def _single(database: Any, number: int) -> AtomsRow | CrystalError:
+    try:
+        (row,) = _select(database, f"id={number}", list(_COLUMNS), 1)
+    except Exception as error:  # noqa: BLE001 - parsers raise anything; one row must not stop all
+        problem = f"row {number} could not be read ({type(error).__name__}: {error})"
+        return CrystalError(problem, "write this row again", frame=number)
+    return row
+
+
+def _select(database: Any, where: str, columns: list[str], limit: int) -> list[AtomsRow]:
+    return list(database.select(where, sort="id", limit=limit, columns=columns, include_data=False))
+
+
+def _crystal_of_row(row: Any, name: str) -> Crystal:
+    from ase import Atoms
+
+    # Not row.toatoms(), which also rebuilds constraints and results that nobody asked for.
+    atoms = Atoms(numbers=row.numbers, positions=row.positions, cell=row.cell, pbc=row.pbc)
+    return Crystal.from_ase(atoms, id=name)
