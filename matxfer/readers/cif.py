@@ -87,6 +87,8 @@ def _repaired(text: str, problem: str) -> cif.Document:
 
     from pymatgen.io.cif import CifFile
 
+    # pymatgen drops letters that it does not know, and 0.✗667 would become another number.
+    text = text.encode("ascii", "replace").decode("ascii")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
