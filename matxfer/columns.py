@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 #: under :data:`CRYSTAL`, which is no column.
 Row = dict[str, Any]
 
-TEXTS = frozenset({"id", "source", "formula", "error"})
+TEXTS = frozenset({"id", "source", "formula", "error_kind", "error"})
 INTEGERS = frozenset({"frame", "n_sites"})
 #: Key under which a row carries its :class:`matxfer.crystal.Crystal`, for structures out.
 CRYSTAL = "crystal"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from matxfer.errors import MatxferError
+from matxfer.errors import ErrorKind, MatxferError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -40,11 +40,19 @@ class CrystalError(MatxferError):
         File or table that the structure came from, if known.
     frame
         Index of the structure inside its source (frame, row or CIF block), if known.
+    kind
+        Which of the known kinds of problems it is.
     """
 
     def __init__(
-        self, reason: str, remedy: str = "", source: str | None = None, frame: int | None = None
+        self,
+        reason: str,
+        remedy: str = "",
+        source: str | None = None,
+        frame: int | None = None,
+        kind: ErrorKind = ErrorKind.UNREADABLE,
     ) -> None:
+        self.kind = kind
         self.reason = reason
         self.remedy = remedy
         self.source = source
@@ -58,6 +66,7 @@ class CrystalError(MatxferError):
             self.remedy,
             self.source if self.source is not None else source,
             self.frame if self.frame is not None else frame,
+            self.kind,
         )
 
     def __str__(self) -> str:
@@ -67,8 +76,8 @@ class CrystalError(MatxferError):
         text = f"{place}: {self.reason}" if place else self.reason
         return f"{text}; {self.remedy}" if self.remedy else text
 
-    def __reduce__(self) -> tuple[type[CrystalError], tuple[str, str, str | None, int | None]]:
-        return CrystalError, (self.reason, self.remedy, self.source, self.frame)
+    def __reduce__(self) -> tuple[type[CrystalError], tuple[Any, ...]]:
+        return CrystalError, (self.reason, self.remedy, self.source, self.frame, self.kind)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,11 +127,13 @@ class Crystal:
             raise CrystalError(
                 f"lattice, numbers or coordinates are not numeric arrays ({error})",
                 "give a 3×3 lattice, n atomic numbers and n×3 fractional coordinates",
+                kind=ErrorKind.BAD_COORDINATES,
             ) from error
         if frac_.size != 3 * numbers_.size:
             raise CrystalError(
                 f"{numbers_.size} atoms but {frac_.size} coordinates",
                 "give three fractional coordinates for every atom",
+                kind=ErrorKind.BAD_COORDINATES,
             )
         flags = (pbc,) * 3 if isinstance(pbc, bool | np.bool_) else tuple(pbc)
         if len(flags) != 3:
@@ -212,6 +223,7 @@ class Crystal:
             raise CrystalError(
                 f"the model has never seen the element(s) {names}",
                 "use a model that was trained on them",
+                kind=ErrorKind.UNKNOWN_ELEMENT,
             )
 
     # -- from and to other libraries ----------------------------------------------------------
@@ -223,12 +235,15 @@ class Crystal:
             raise CrystalError(
                 f"disordered site {site.species_string!r} at {np.round(site.frac_coords, 4)}",
                 "order it first, e.g. by pymatgen's OrderDisorderedStructureTransformation",
+                kind=ErrorKind.DISORDERED,
             )
         try:
             numbers = [site.specie.Z for site in structure]
         except AttributeError as error:
             raise CrystalError(
-                f"unknown species in {structure.formula!r}", "replace dummy species by elements"
+                f"unknown species in {structure.formula!r}",
+                "replace dummy species by elements",
+                kind=ErrorKind.UNKNOWN_SPECIES,
             ) from error
         return cls(
             structure.lattice.matrix, numbers, structure.frac_coords, structure.lattice.pbc, id
@@ -250,13 +265,17 @@ class Crystal:
         missing = ~np.asarray(atoms.cell.any(axis=1))
         if np.any(missing & np.asarray(pbc)):
             raise CrystalError(
-                "a periodic axis has no cell vector", "set the cell or switch pbc off along it"
+                "a periodic axis has no cell vector",
+                "set the cell or switch pbc off along it",
+                kind=ErrorKind.BAD_CELL,
             )
         cell = atoms.cell.complete()
         try:
             frac = np.linalg.solve(np.asarray(cell).T, atoms.positions.T).T
         except np.linalg.LinAlgError as error:
-            raise CrystalError("the cell has no volume", "check the cell vectors") from error
+            raise CrystalError(
+                "the cell has no volume", "check the cell vectors", kind=ErrorKind.BAD_CELL
+            ) from error
         return cls(np.asarray(cell), atoms.numbers, frac, pbc, id)  # type: ignore[arg-type]
 
     def to_ase(self) -> Atoms:
@@ -281,6 +300,7 @@ def overlap_error(
         f"atoms {i} and {j} (Z = {crystal.numbers[i]}, {crystal.numbers[j]}) overlap: they are "
         f"{distance_angstrom[k]:.3f} Å apart, less than {MIN_DISTANCE_ANGSTROM} Å",
         "remove the duplicate atom, or check the cell and the coordinates",
+        kind=ErrorKind.OVERLAPPING_ATOMS,
     )
 
 
@@ -293,18 +313,25 @@ def _check(
 ) -> None:
     """Raise :class:`CrystalError` for what no crystal can be; ``periodic`` means in all three."""
     if numbers.size == 0:
-        raise CrystalError("there are no atoms", "remove the empty structure")
+        raise CrystalError("there are no atoms", "remove the empty structure", kind=ErrorKind.EMPTY)
     if not np.isfinite(lattice).all():
-        raise CrystalError("the lattice has missing or infinite entries", "fill in the cell")
+        raise CrystalError(
+            "the lattice has missing or infinite entries",
+            "fill in the cell",
+            kind=ErrorKind.BAD_CELL,
+        )
     if not np.isfinite(frac).all():
         bad = np.flatnonzero(~np.isfinite(frac.reshape(-1, 3)).all(axis=1))
         raise CrystalError(
             f"missing or infinite coordinates for atom(s) {bad[:5].tolist()}",
             "fill in the coordinates or remove these atoms",
+            kind=ErrorKind.BAD_COORDINATES,
         )
     volume = abs(np.linalg.det(lattice))
     if volume < MIN_VOLUME_ANGSTROM3:
-        raise CrystalError(f"the cell volume is {volume:.2g} Å³", "check the cell vectors")
+        raise CrystalError(
+            f"the cell volume is {volume:.2g} Å³", "check the cell vectors", kind=ErrorKind.BAD_CELL
+        )
     longest = float(np.linalg.norm(lattice, axis=1).max())
     # No spacing of lattice planes is below volume / longest²: mostly there is no more to compute.
     narrow = volume < MIN_PLANE_SPACING_ANGSTROM * longest**2 and (
@@ -315,16 +342,19 @@ def _check(
             f"the cell is degenerate: its longest vector is {longest:.3g} Å, its volume "
             f"{volume:.3g} Å³",
             "check the cell vectors, or reduce the cell",
+            kind=ErrorKind.BAD_CELL,
         )
     if periodic and volume < MIN_VOLUME_PER_ATOM_ANGSTROM3 * numbers.size:
         raise CrystalError(
             f"overlapping atoms: {numbers.size} of them in {volume:.3g} Å³",
             "check the cell vectors (Å) and the atoms",
+            kind=ErrorKind.OVERLAPPING_ATOMS,
         )
     if np.abs(frac).max() > MAX_FRACTION:
         raise CrystalError(
             f"coordinates far outside of the cell ({np.abs(frac).max():.3g} cells)",
             "check the coordinates, or wrap them into the cell",
+            kind=ErrorKind.BAD_COORDINATES,
         )
     unknown = ~(np.isfinite(numbers) & (numbers >= 1) & (numbers <= MAX_ATOMIC_NUMBER))
     unknown |= numbers != np.rint(numbers)
@@ -332,4 +362,5 @@ def _check(
         raise CrystalError(
             f"unknown species: atomic number(s) {np.unique(numbers[unknown])[:5].tolist()}",
             f"use the elements Z = 1 … {MAX_ATOMIC_NUMBER}",
+            kind=ErrorKind.UNKNOWN_SPECIES,
         )

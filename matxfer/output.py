@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matxfer.prediction import Row
 
 _INTEGERS = ("frame", "n_sites")
-_TEXTS = ("id", "source", "formula", "error")
+_TEXTS = ("id", "source", "formula", "error_kind", "error")
 _PARQUET_ROWS = 10_000
 #: Rows of a table that are looked at before its column widths are fixed.
 _TABLE_ROWS = 200

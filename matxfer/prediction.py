@@ -1,97 +1,71 @@
 """Batch prediction: inputs in, one row each out, in order; a bad input keeps its row and says why.
 
-Files are read and graphs are built here or in worker processes, a bounded number of chunks ahead;
-the network runs in this process, once per crystal for the source properties and all plugins.
+The engine is in :mod:`matxfer.batch`; here is its face, for one process.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
+from matxfer.batch.cache import PredictionCache, weights_of
+from matxfer.batch.prepare import MAX_ATOMS, Preparation
+from matxfer.batch.stream import Predicted, predicted
+from matxfer.batch.units import Plan, count_inputs
+from matxfer.batch.work import Setup
 from matxfer.crystal import Crystal, CrystalError
-from matxfer.data.loader import edge_budget_batches
-from matxfer.data.packed import PackedGraphs
 from matxfer.data.store import available_cpus
-from matxfer.graph import GraphArrays, GraphOptions, build_graph
 from matxfer.model import DEFAULT_MODEL, Model, load_model
-from matxfer.readers import Entry, crystals_of_table, expand, is_single, read_file
+from matxfer.readers import Entry, crystals_of_table
 from matxfer.runtime import keep_large_blocks
-from matxfer.transfer.plugin import Plugin, load_plugin, predict_columns, prediction_columns
+from matxfer.transfer.plugin import Plugin, load_plugin, prediction_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     import pandas as pd
-    from numpy.typing import NDArray
 
-#: Columns before the properties; ``error`` follows them.
+#: Columns before and after the properties.
 LEADING_COLUMNS = ("id", "source", "frame", "formula", "n_sites")
+TRAILING_COLUMNS = ("error_kind", "error")
 #: Crystals (or single-structure files) per unit of work.
 CHUNK = 256
-#: Below this many files a worker's start-up, about a second, costs more than it saves.
-_FILES_FOR_WORKERS = 4000
+#: Below so many structures the workers' start-up, a few seconds, costs more than they save.
+_STRUCTURES_FOR_WORKERS = 2000
+#: Seconds that a structure may take in a worker process.
+TIMEOUT_S = 300.0
 
 #: One row of a prediction: column → value; missing values are None.
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
-    """A chunk of inputs ready for the network: rows, and the graphs of those without an error."""
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """How to work, whatever on.
 
-    rows: list[Row]
-    graphs: PackedGraphs
+    Parameters
+    ----------
+    structure_column
+        Column of structures, where a table has an unusual one.
+    workers
+        Worker processes. ``None``: for thousands of structures one per CPU (one less with a
+        network on a GPU), else none.
+    timeout_s
+        Seconds that a structure may take in a worker process; 0: for ever. ``None``:
+        :data:`TIMEOUT_S`, if there are workers.
+    max_atoms
+        Larger cells are not tried.
+    cache
+        Whether to keep predictions on disk for the next run with the same weights. Values from
+        another run may differ in the last digit of single precision.
+    """
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Preparation:
-    """What a worker needs to know: graph options and elements of the model, column of a table."""
-
-    options: GraphOptions
-    elements: frozenset[int]
     structure_column: str | None = None
-
-    def of_entries(self, entries: Iterable[Entry]) -> Prepared:
-        """Build the graphs of a chunk of entries."""
-        rows: list[Row] = []
-        graphs: list[GraphArrays | None] = []
-        for entry in entries:
-            row, graph = self._one(entry)
-            rows.append(row)
-            graphs.append(graph)
-        return Prepared(rows, PackedGraphs.pack(graphs))
-
-    def of_files(self, paths: Sequence[Path]) -> Prepared:
-        """Read a chunk of files and build their graphs."""
-        return self.of_entries(entry for path in paths for entry in self.read(path))
-
-    def read(self, path: Path) -> Iterator[Entry]:
-        """Read one file."""
-        return read_file(path, structure_column=self.structure_column)
-
-    def _one(self, entry: Entry) -> tuple[Row, GraphArrays | None]:
-        row: Row = {"id": entry.id, "source": entry.source, "frame": entry.frame}
-        row |= {"formula": None, "n_sites": None, "error": None}
-        try:
-            if entry.crystal is None:
-                raise entry.error or CrystalError("no structure")
-            row |= {"formula": entry.crystal.formula, "n_sites": entry.crystal.n_sites}
-            entry.crystal.check_elements(self.elements)
-            return row, build_graph(entry.crystal, self.options)
-        except CrystalError as error:
-            # The row's own columns say where; the reason need not repeat it.
-            row["error"] = str(CrystalError(error.reason, error.remedy))
-            return row, None
+    workers: int | None = None
+    timeout_s: float | None = None
+    max_atoms: int = MAX_ATOMS
+    cache: bool = False
 
 
 class Predictor:
@@ -115,11 +89,12 @@ class Predictor:
         self.plugins = [p if isinstance(p, Plugin) else load_plugin(p, self.model) for p in plugins]
         own = prediction_columns(self.model, self.plugins)
         self.properties = [*self.model.heads, *(name for names in own for name in names)]
-        self.columns = [*LEADING_COLUMNS, *self.properties, "error"]
+        self.columns = [*LEADING_COLUMNS, *self.properties, *TRAILING_COLUMNS]
 
     def rows(
         self,
         inputs: Iterable[str | Path] | Iterable[Entry],
+        options: BatchOptions | None = None,
         *,
         structure_column: str | None = None,
         workers: int | None = None,
@@ -130,31 +105,60 @@ class Predictor:
         ----------
         inputs
             Files, folders and globs; or entries that have been read already.
-        structure_column
-            Column of structures, where a table has an unusual one.
-        workers
-            Processes that read files and build graphs; ``None``: one less than there are CPUs
-            for thousands of files, else none.
+        options
+            How to work.
+        structure_column, workers
+            Two of these by themselves, where ``options`` is not given.
         """
-        preparation = Preparation(
-            self.model.backbone.graph_options, self.model.elements, structure_column
-        )
-        for prepared in _prepared(inputs, preparation, workers):
-            yield from self._predict(prepared)
+        options = options or BatchOptions(structure_column, workers)
+        given: Any = inputs if hasattr(inputs, "__next__") else list(inputs)
+        plan = Plan(given, chunk=CHUNK, structure_column=options.structure_column)
+        for each in self.predicted(plan, options):
+            yield from self.rows_of(each)
 
-    def _predict(self, prepared: Prepared) -> Iterator[Row]:
-        usable = np.flatnonzero(prepared.graphs.nodes_per_graph > 0)
-        parts: list[dict[str, NDArray[np.float64]]] = []
-        with torch.inference_mode():
-            for index in edge_budget_batches(prepared.graphs, usable):
-                batch = prepared.graphs.batch(index).to(self.model.device)
-                parts.append(predict_columns(self.model, self.plugins, batch))
-        for name in self.properties:
-            values = np.concatenate([np.zeros(0), *(part[name] for part in parts)]).tolist()
-            for k, value in zip(usable, values, strict=True):
-                prepared.rows[k][name] = value
-        for row in prepared.rows:
-            yield {column: row.get(column) for column in self.columns}
+    def predicted(self, plan: Plan, options: BatchOptions) -> Iterator[Predicted]:
+        """Yield the units of a plan with their predictions."""
+        preparation = Preparation(
+            self.model.backbone.graph_options,
+            self.model.elements,
+            options.structure_column,
+            options.max_atoms,
+        )
+        setup = Setup(preparation, self.model, self.plugins, self.properties)
+        timeout = TIMEOUT_S if options.timeout_s is None else options.timeout_s
+        cache = None
+        if options.cache:
+            weights = weights_of(self.model, self.plugins)
+            cache = PredictionCache(weights, len(self.properties))
+        try:
+            yield from predicted(
+                plan,
+                setup,
+                workers=self._workers(plan, options),
+                timeout_s=timeout or None,
+                cache=cache,
+            )
+        finally:
+            if cache is not None:
+                cache.close()
+
+    def _workers(self, plan: Plan, options: BatchOptions) -> int:
+        if options.workers is not None:
+            return options.workers
+        if count_inputs(plan.inputs, _STRUCTURES_FOR_WORKERS) < _STRUCTURES_FOR_WORKERS:
+            return int(bool(options.timeout_s))  # only a worker can be given up
+        on_cpu = self.model.device.type == "cpu"
+        return available_cpus() if on_cpu else max(available_cpus() - 1, 1)
+
+    def rows_of(self, each: Predicted) -> Iterator[Row]:
+        """Yield the rows of a predicted unit."""
+        rows = each.rows
+        missing = [None] * len(self.properties)
+        for k, values in enumerate(each.values.tolist()):
+            error = rows.errors[k]
+            place = rows.ids[k], rows.sources[k], rows.frames[k], rows.formulas[k], rows.n_sites[k]
+            cells = (*place, *(values if error is None else missing), rows.kinds[k], error)
+            yield dict(zip(self.columns, cells, strict=True))
 
 
 def predict(
@@ -184,7 +188,8 @@ def predict(
     -------
     pandas.DataFrame
         One row per input in their order: ``id, source, frame, formula, n_sites``, one column per
-        property with its unit in the name, ``error`` (missing where all went well).
+        property with its unit in the name, ``error_kind`` (see :class:`matxfer.errors.ErrorKind`)
+        and ``error`` (missing where all went well).
     """
     import pandas as pd
 
@@ -251,78 +256,3 @@ def _entry(k: int, item: Any) -> Entry:
         f"item {k} is a {type(item).__name__}; give paths, pymatgen structures, ASE atoms or "
         "crystals, not a mixture of paths and structures"
     )
-
-
-def _prepared(
-    inputs: Iterable[Any], preparation: Preparation, workers: int | None
-) -> Iterator[Prepared]:
-    """Yield prepared chunks in the order of the inputs."""
-    inputs = list(inputs) if not hasattr(inputs, "__next__") else inputs
-    if workers is None:
-        workers = _default_workers(inputs)
-    jobs = _jobs(inputs, preparation)
-    if workers < 1:
-        yield from (function(chunk) for function, chunk in jobs)
-        return
-    with _spare_threads(workers), _pool(workers) as pool:
-        waiting: deque[Any] = deque()
-        for function, chunk in jobs:
-            waiting.append(pool.submit(function, chunk))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _default_workers(inputs: Any) -> int:
-    if not isinstance(inputs, list):
-        return 0
-    counted = sum(1 for _ in islice(expand(inputs), _FILES_FOR_WORKERS))
-    return max(available_cpus() - 1, 1) if counted >= _FILES_FOR_WORKERS else 0
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: forking a process that has started torch's threads can deadlock.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-
-
-@contextmanager
-def _spare_threads(workers: int) -> Iterator[None]:
-    """Leave the workers' CPUs to them: threads that wait for a busy CPU spin for milliseconds."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(before, available_cpus() - workers)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _jobs(
-    inputs: Iterable[Any], preparation: Preparation
-) -> Iterator[tuple[Callable[[Any], Prepared], list[Any]]]:
-    """Cut the inputs into chunks: small files together, long ones entry by entry."""
-    if hasattr(inputs, "__next__"):
-        for chunk in _chunks(inputs):
-            yield preparation.of_entries, chunk
-        return
-    small: list[Path] = []
-    for path in expand(inputs):
-        if is_single(path):
-            small.append(path)
-            if len(small) == CHUNK:
-                yield preparation.of_files, small
-                small = []
-            continue
-        if small:
-            yield preparation.of_files, small
-            small = []
-        for chunk in _chunks(preparation.read(path)):
-            yield preparation.of_entries, chunk
-    if small:
-        yield preparation.of_files, small
-
-
-def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    iterator = iter(entries)
-    while chunk := list(islice(iterator, CHUNK)):
-        yield chunk

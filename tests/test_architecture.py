@@ -12,7 +12,8 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 #: Rooms from the ground up: a room may use those below it, and none of its own floor.
 FLOORS = (
-    ("errors",),
+    ("errors", "columns"),
+    ("screening",),
     ("files", "provenance", "runtime", "neighbors", "terminal"),
     ("crystal", "checkpoint"),
     ("graph", "readers"),
@@ -21,6 +22,7 @@ FLOORS = (
     ("model",),
     ("fisher", "metrics", "model_card"),
     ("pretraining", "transfer"),
+    ("batch",),
     ("prediction", "evaluation"),
     ("calculator", "output", "benchmark"),
     ("cli",),

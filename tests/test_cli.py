@@ -19,7 +19,7 @@ import pytest
 import matxfer.cli
 import matxfer.model
 from matxfer.evaluation import evaluate
-from matxfer.prediction import LEADING_COLUMNS, predict
+from matxfer.prediction import LEADING_COLUMNS, TRAILING_COLUMNS, predict
 from matxfer.transfer.finetune import finetune
 
 TARGET = "debye_temperature_k"
@@ -117,7 +117,7 @@ def test_predict_into_a_pipe(run, tiny_model_folder, plugins, cifs, table_crysta
     rows = list(csv.DictReader(io.StringIO(out)))
     ends = ("", "_std", "_lo", "_hi", "_ood")
     own = [f"{name}{end}" for name in (TARGET, "bulk_modulus_vrh_gpa__bulk") for end in ends]
-    assert list(rows[0]) == [*LEADING_COLUMNS, *tiny_model.heads, *own, "error"]
+    assert list(rows[0]) == [*LEADING_COLUMNS, *tiny_model.heads, *own, *TRAILING_COLUMNS]
     assert [row["id"] for row in rows] == ["good0", "good1", "zbad"]
     expected = predict(table_crystals[:2], plugins, model=tiny_model)
     for name in (*tiny_model.heads, *own):

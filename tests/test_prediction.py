@@ -24,7 +24,7 @@ from matxfer.graph import build_graph
 from matxfer.nn.ensemble import ReadoutEnsemble
 from matxfer.nn.plugin_head import PluginHead
 from matxfer.output import output_format, write_rows
-from matxfer.prediction import LEADING_COLUMNS, Predictor, as_inputs, predict
+from matxfer.prediction import LEADING_COLUMNS, TRAILING_COLUMNS, Predictor, as_inputs, predict
 from matxfer.transfer.plugin import Plugin
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -112,7 +112,7 @@ def test_mixed_inputs_keep_their_rows_and_order(mixed, expected, tiny_model):
     inputs, rows = mixed
     result = predict(inputs, model=tiny_model)
     check_rows(result, rows, expected, tiny_model)
-    assert list(result.columns) == [*LEADING_COLUMNS, *tiny_model.heads, "error"]
+    assert list(result.columns) == [*LEADING_COLUMNS, *tiny_model.heads, *TRAILING_COLUMNS]
     assert result["source"].tolist()[:4] == [str(inputs[0])] * 4
     assert result["source"].tolist()[7:11] == [str(inputs[2])] + [inputs[3]] * 3
     # Formula and size of whatever could be read, even where nothing could be predicted.
@@ -313,7 +313,7 @@ def test_plugins_add_columns(table_crystals, expected, tiny_model, tiny_model_fo
     plain = predict(table_crystals[:3], model=tiny_model)
     result = predict(table_crystals[:3], [first, tmp_path / "two"], model=tiny_model)
     columns = [*LEADING_COLUMNS, *tiny_model.heads, "debye_temperature_k", "band_gap_ev__two"]
-    assert list(result.columns) == [*columns, "error"]
+    assert list(result.columns) == [*columns, *TRAILING_COLUMNS]
     pd.testing.assert_frame_equal(result[plain.columns], plain)  # the base is as it was
     for plugin in (first, second):
         name = "debye_temperature_k" if plugin is first else "band_gap_ev__two"

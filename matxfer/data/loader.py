@@ -138,10 +138,16 @@ def edge_budget_batches(
 
     About 16,000 edges keep the tensors of a batch at a few MB, in a CPU's cache.
     """
-    edges = graphs.edges_per_graph[rows]
+    return budget_batches(graphs.edges_per_graph[rows], rows, max_edges, max_graphs)
+
+
+def budget_batches(
+    weight: NDArray[np.int64], rows: NDArray[np.int64], max_weight: int, max_graphs: int
+) -> Iterator[NDArray[np.int64]]:
+    """Cut rows into batches whose weights, shape (n,), sum to a bound at most, in order."""
     start = total = 0
-    for k, count in enumerate(edges):
-        if k > start and (total + count > max_edges or k - start >= max_graphs):
+    for k, count in enumerate(weight):
+        if k > start and (total + count > max_weight or k - start >= max_graphs):
             yield rows[start:k]
             start, total = k, 0
         total += int(count)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matxfer.crystal import CrystalError
+from matxfer.errors import ErrorKind
 from matxfer.readers.entry import Entry, Item, describe, entry_of, stem_of
 from matxfer.readers.formats import NAMED_ONLY, SUPPORTED, kind_of, standard_input, streamed_kind
 
@@ -137,7 +138,9 @@ def _guarded(source: str, stem: str, make: Callable[[], Iterator[Entry]]) -> Ite
         yield entry_of(source, (frame, stem, failure))
         return
     if frame == 0:
-        failure = CrystalError("there are no structures in this file", "check how it was written")
+        failure = CrystalError(
+            "there are no structures in this file", "check how it was written", kind=ErrorKind.EMPTY
+        )
         yield entry_of(source, (0, stem, failure))
 
 
@@ -186,13 +189,21 @@ def _entries(path: Path, structure_column: str | None) -> Iterator[Entry]:
         return (entry_of(source, item) for item in read_piped(piped))
     kind = kind_of(path)
     if not path.exists():
-        raise CrystalError("there is no such file", "check the path")
+        raise CrystalError("there is no such file", "check the path", kind=ErrorKind.MISSING_FILE)
     if path.is_dir():
-        raise CrystalError("this is a directory", "give it to read(), which looks into it")
+        raise CrystalError(
+            "this is a directory",
+            "give it to read(), which looks into it",
+            kind=ErrorKind.UNSUPPORTED_FORMAT,
+        )
     if not path.is_file():
         raise CrystalError("this is no file", "copy what it yields into a file first")
     if kind is None:
-        raise CrystalError(f"the format of {path.name!r} is not supported", SUPPORTED)
+        raise CrystalError(
+            f"the format of {path.name!r} is not supported",
+            SUPPORTED,
+            kind=ErrorKind.UNSUPPORTED_FORMAT,
+        )
     if kind == "archive":
         return (entry for member in members_of(path) for entry in read_member(path, member))
     if kind in {"csv", "parquet"}:

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from matxfer.crystal import CrystalError
+from matxfer.errors import ErrorKind
 from matxfer.readers.content import MAX_PART_BYTES, MIB, Content, check_size, open_binary, read_part
 from matxfer.readers.entry import describe
 from matxfer.readers.formats import ASE_BY_PATH, NAMED_ONLY, kind_of
@@ -59,7 +60,7 @@ def members(path: Path) -> Iterator[Member]:
         If the archive cannot be read, or holds no structure files.
     """
     if path.stat().st_size == 0:
-        raise CrystalError("the file is empty", "write the archive again")
+        raise CrystalError("the file is empty", "write the archive again", kind=ErrorKind.EMPTY)
     found = False
     with path.open("rb") as stream:
         zipped = stream.read(4).startswith(b"PK")
@@ -68,7 +69,9 @@ def members(path: Path) -> Iterator[Member]:
         yield member
     if not found:
         raise CrystalError(
-            "there are no structure files in this archive", "check its content and their suffixes"
+            "there are no structure files in this archive",
+            "check its content and their suffixes",
+            kind=ErrorKind.EMPTY,
         )
 
 
@@ -130,7 +133,7 @@ def _of_tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Content |
     if not info.isreg() or info.issparse():
         return CrystalError("a link, device or sparse file inside an archive is not read", _UNPACK)
     if info.size > MAX_PART_BYTES:
-        return CrystalError(f"too large: {info.size // MIB} MiB", _UNPACK)
+        return CrystalError(f"too large: {info.size // MIB} MiB", _UNPACK, kind=ErrorKind.TOO_LARGE)
     stream = archive.extractfile(info)
     assert stream is not None
     data = read_part(stream)

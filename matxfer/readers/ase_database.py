@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from matxfer.crystal import Crystal, CrystalError
+from matxfer.errors import ErrorKind
 from matxfer.readers.entry import Item, attempt
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def read_ase_db(path: Path, kind: str = "db") -> Iterator[Item]:
     with path.open("rb") as stream:
         head = stream.read(16)
     if not head:
-        raise CrystalError("the file is empty", "remove it, or write the database again")
+        raise CrystalError(
+            "the file is empty", "remove it, or write the database again", kind=ErrorKind.EMPTY
+        )
     if kind == "db" and not head.startswith(b"SQLite format 3"):
         raise CrystalError("this is no ASE database (SQLite)", "check the file")
     with ase.db.connect(path, type=kind, use_lock_file=False) as database:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from matxfer.crystal import Crystal, CrystalError
+from matxfer.errors import ErrorKind
 from matxfer.readers.content import MAX_PART_BYTES, Content, File, open_text, read_text
 from matxfer.readers.entry import Item, attempt, describe, stem_of
 from matxfer.readers.formats import ASE_BY_PATH
@@ -45,11 +46,19 @@ def _crystal_of_poscar(text: str, name: str) -> Crystal:
     species = lines[5].split("!")[0].split()
     # Without this line ASE guesses from the comment, and pymatgen counts H, He, Li, ...
     if not species or species[0].isdigit():
-        raise CrystalError("unknown species: the POSCAR has no line of elements", _POSCAR_REMEDY)
+        raise CrystalError(
+            "unknown species: the POSCAR has no line of elements",
+            _POSCAR_REMEDY,
+            kind=ErrorKind.UNKNOWN_SPECIES,
+        )
     # POTCAR names such as Fe_pv, and Na_pv/6a2f546d as VASP 6 writes them, are understood.
     unknown = [s for s in species if atomic_numbers.get(s.split("/")[0].split("_")[0], 0) < 1]
     if unknown:
-        raise CrystalError(f"unknown species {', '.join(unknown)} in the POSCAR", _POSCAR_REMEDY)
+        raise CrystalError(
+            f"unknown species {', '.join(unknown)} in the POSCAR",
+            _POSCAR_REMEDY,
+            kind=ErrorKind.UNKNOWN_SPECIES,
+        )
     counts = lines[6].split("!")[0].split()
     if len(counts) != len(species):
         raise CrystalError(
@@ -79,7 +88,9 @@ def items_of_xyz(stream: TextIO, stem: str) -> Iterator[Item]:
     frames = _xyz_frames(stream)
     following = next(frames, None)
     if following is None:
-        raise CrystalError("the file is empty", "remove it, or write the structure again")
+        raise CrystalError(
+            "the file is empty", "remove it, or write the structure again", kind=ErrorKind.EMPTY
+        )
     frame = 0
     while following is not None:
         current, following = following, next(frames, None)
@@ -177,7 +188,9 @@ def _ase_frames(path: File, kind: str) -> Iterator[Atoms | CrystalError]:
     if isinstance(path, Content) and kind in ASE_BY_PATH:
         raise CrystalError(f"ASE reads {kind!r} files from disk only", "unpack the archive first")
     if not isinstance(path, Content) and path.stat().st_size == 0:
-        raise CrystalError("the file is empty", "remove it, or write the structure again")
+        raise CrystalError(
+            "the file is empty", "remove it, or write the structure again", kind=ErrorKind.EMPTY
+        )
     try:
         # A text stream keeps ASE from guessing by name, from its "@" syntax and from compression.
         source = str(path) if kind in ASE_BY_PATH else io.StringIO(read_text(path))

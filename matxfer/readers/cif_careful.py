@@ -16,6 +16,7 @@ import numpy as np
 from gemmi import cif
 
 from matxfer.crystal import MIN_DISTANCE_ANGSTROM, Crystal, CrystalError, overlap_error
+from matxfer.errors import ErrorKind
 from matxfer.readers.cif_fast import (
     CELL_TAGS,
     FRACT_TAGS,
@@ -29,7 +30,7 @@ from matxfer.readers.cif_fast import (
     read_fast,
 )
 from matxfer.readers.cif_settings import WRITE_SYMOPS, settings
-from matxfer.readers.entry import describe
+from matxfer.readers.entry import bad_cell, bad_coordinates, describe, unknown_species
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +75,7 @@ def read_careful(block: cif.Block) -> Sites:
     _check_sites(tags)
     declared = _declared(tags)
     if guessed and declared is None:
-        raise CrystalError(
+        raise unknown_species(
             f"unknown species: the site label {guessed!r} is no element symbol and there is no "
             "_atom_site_type_symbol",
             "add the column _atom_site_type_symbol with element symbols",
@@ -131,24 +132,24 @@ def _check_coordinates(tags: Tags) -> None:
     missing = [tag for tag in FRACT_TAGS if tag not in tags]
     if missing:
         if "_atom_site_cartn_x" in tags or "_atom_site.cartn_x" in tags:
-            raise CrystalError(
+            raise bad_coordinates(
                 "missing coordinates: the block has Cartesian coordinates only",
                 "convert it to fractional coordinates (_atom_site_fract_x, _y, _z) first",
             )
-        raise CrystalError(
+        raise bad_coordinates(
             f"missing coordinates: there is no {missing[0]}",
             "export the file again with atom sites and fractional coordinates",
         )
     labels = tags.values("_atom_site_label") or tags.values("_atom_site_type_symbol")
     if not labels:
-        raise CrystalError(
+        raise unknown_species(
             "unknown species: the sites have neither _atom_site_label nor _atom_site_type_symbol",
             "add the column _atom_site_type_symbol with element symbols",
         )
     bad = ~np.isfinite(fractions(tags)).all(axis=1)
     if bad.any():
         names = [labels[i] for i in np.flatnonzero(bad)[:5]]
-        raise CrystalError(
+        raise bad_coordinates(
             f"missing coordinates for site(s) {', '.join(names)}",
             "fill in numbers for the coordinates, or remove these sites if they are no atoms",
         )
@@ -159,14 +160,14 @@ def _check_cell(tags: Tags) -> None:
     if absent:
         # With the crystal system, pymatgen completes a, b, c and the angles.
         if tags.text(*_SYSTEM_TAGS) is None or "_cell_length_a" in absent:
-            raise CrystalError(
+            raise bad_cell(
                 f"there is no complete unit cell: {absent[0]} is missing",
                 "add the six _cell_length_* and _cell_angle_* items",
             )
         return
     if cell_matrix([cif.as_number(tags.text(tag) or "?") for tag in CELL_TAGS]) is None:
         values = ", ".join(str(tags.text(tag)) for tag in CELL_TAGS)
-        raise CrystalError(
+        raise bad_cell(
             f"the cell parameters {values} span no volume",
             "check the _cell_* items (Å and degrees)",
         )
@@ -194,7 +195,7 @@ def _check_symbols(tags: Tags) -> str | None:
             )
         )
         if not usable or name.lower().startswith(("wat", "oh", "va", "du", "x")):
-            raise CrystalError(
+            raise unknown_species(
                 f"unknown species {text!r}",
                 "use element symbols in _atom_site_type_symbol; write out groups and remove "
                 "vacancies and dummy sites",
@@ -211,15 +212,15 @@ def _check_sites(tags: Tags) -> None:
         if np.isfinite(occupancy) and occupancy and abs(occupancy - 1) > OCCUPANCY_TOLERANCE:
             raise CrystalError(
                 f"disordered site {label!r}: its occupancy is {occupancy:g}",
-                "order the structure first, for example with pymatgen's "
-                "OrderDisorderedStructureTransformation",
+                "order it first, e.g. by pymatgen's OrderDisorderedStructureTransformation",
+                kind=ErrorKind.DISORDERED,
             )
     for label, text in zip(labels, tags.values("_atom_site_calc_flag"), strict=False):
         if text == "dum":
-            raise CrystalError(f"site {label!r} is a dummy", "remove the dummy sites from the file")
+            raise unknown_species(f"site {label!r} is a dummy", "remove the dummy sites from it")
     for label, text in zip(labels, tags.values("_atom_site_attached_hydrogens"), strict=False):
         if cif.as_number(text, 0.0) > 0:
-            raise CrystalError(
+            raise bad_coordinates(
                 f"missing coordinates: site {label!r} has {text} hydrogen(s) without a position",
                 "add the hydrogen atoms to the file",
             )
@@ -283,6 +284,7 @@ def _read_large(block: cif.Block) -> Crystal:
         raise CrystalError(
             f"too large: a block that is not plain may have {LARGE} atoms at most",
             "write element symbols, occupancies of 1 and the symmetry operations, or P1",
+            kind=ErrorKind.TOO_LARGE,
         )
     return Crystal(*found)
 
@@ -302,6 +304,7 @@ def _read_with_pymatgen(text: str) -> Crystal:
                     "overlapping atoms: a position is occupied more than once",
                     "list each atom once: either the asymmetric unit with the symmetry "
                     "operations, or the whole cell with x,y,z only",
+                    kind=ErrorKind.OVERLAPPING_ATOMS,
                 ) from error
             raise CrystalError(
                 f"the block could not be read ({detail})", "check the CIF with a validator"
@@ -330,7 +333,7 @@ def _essentials(name: str, tags: Tags, operations: Sequence[str]) -> cif.Block:
             block.set_pair(tag, cif.quote(value))
     magnetic = tags.any_marked(_MAGNETIC_SYMMETRY)
     if tags.any_marked(("_cell_modulation", "_cell_wave_vector")):
-        raise CrystalError(
+        raise bad_cell(
             "an incommensurate structure has no unit cell of atoms",
             "use a commensurate approximant",
         )

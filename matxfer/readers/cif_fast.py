@@ -17,6 +17,7 @@ import numpy as np
 from gemmi import cif
 
 from matxfer.crystal import MIN_DISTANCE_ANGSTROM, CrystalError
+from matxfer.errors import ErrorKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -214,7 +215,9 @@ def expand(
     g, m = len(rotations), len(frac)
     if g * m > MAX_IMAGES:
         raise CrystalError(
-            f"too large: {m} sites and {g} symmetry operations", "use a smaller cell"
+            f"too large: {m} sites and {g} symmetry operations",
+            "use a smaller cell",
+            kind=ErrorKind.TOO_LARGE,
         )
     if (1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0)).min() < MIN_PLANE_SPACING_ANGSTROM:
         return None

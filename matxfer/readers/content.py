@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, BinaryIO, TextIO, TypeAlias, cast
 
 from matxfer.crystal import CrystalError
+from matxfer.errors import ErrorKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,9 +107,14 @@ def check_size(size: int, compressed: int, most: int = 0) -> None:
         raise CrystalError(
             f"a decompression bomb: more than {MAX_RATIO} times its compressed size",
             "decompress it yourself if you know where it comes from",
+            kind=ErrorKind.TOO_LARGE,
         )
     if most and size > most:
-        raise CrystalError(f"too large: more than {most // MIB} MiB", "split it into smaller files")
+        raise CrystalError(
+            f"too large: more than {most // MIB} MiB",
+            "split it into smaller files",
+            kind=ErrorKind.TOO_LARGE,
+        )
 
 
 def open_binary(file: File, most: int = 0) -> BinaryIO:
@@ -162,5 +168,7 @@ def read_text(file: File) -> str:
         data = stream.read()
     text = data.decode("utf-8-sig", errors="replace")
     if not text or text.isspace():
-        raise CrystalError("the file is empty", "remove it, or write the structure again")
+        raise CrystalError(
+            "the file is empty", "remove it, or write the structure again", kind=ErrorKind.EMPTY
+        )
     return text

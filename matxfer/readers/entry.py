@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from matxfer.crystal import Crystal, CrystalError
+from matxfer.errors import ErrorKind
 from matxfer.readers.formats import plain_name
 
 if TYPE_CHECKING:
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
 #: What the readers of single formats yield: frame, id, and the crystal or what is wrong with it.
 Item: TypeAlias = tuple[int, str, Crystal | CrystalError]
 
+
+#: Errors of the kinds that the formats share.
+bad_cell = partial(CrystalError, kind=ErrorKind.BAD_CELL)
+bad_coordinates = partial(CrystalError, kind=ErrorKind.BAD_COORDINATES)
+unknown_species = partial(CrystalError, kind=ErrorKind.UNKNOWN_SPECIES)
 
 _RUN_FILES = {"poscar", "contcar", "xdatcar", "outcar", "vasprun.xml"}
 

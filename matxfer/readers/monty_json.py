@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from matxfer.crystal import Crystal, CrystalError
+from matxfer.errors import ErrorKind
 from matxfer.readers.content import Content, File, read_text
 from matxfer.readers.entry import Item, attempt, stem_of
 
@@ -94,7 +95,9 @@ def crystal_of_json(value: object, name: str = "") -> Crystal:
         # A dummy's Z is a hash: say its name instead.
         if isinstance(element, DummySpecies):
             raise CrystalError(
-                f"unknown species {element.symbol!r}", "replace dummy species by elements"
+                f"unknown species {element.symbol!r}",
+                "replace dummy species by elements",
+                kind=ErrorKind.UNKNOWN_SPECIES,
             )
     return Crystal.from_pymatgen(value, id=name)
 
@@ -141,7 +144,7 @@ def _records(content: object, stem: str) -> Iterator[tuple[str, object]]:
     if not isinstance(content, list):
         raise CrystalError("there is no structure in this JSON", _REMEDY)
     if not content:
-        raise CrystalError("the list of structures is empty", _REMEDY)
+        raise CrystalError("the list of structures is empty", _REMEDY, kind=ErrorKind.EMPTY)
     for frame, value in enumerate(content):
         yield id_of(value) or (stem if len(content) == 1 else f"{stem}:{frame}"), value
 
@@ -151,7 +154,7 @@ def _split_frame(content: Mapping[str, Any], stem: str) -> Iterator[tuple[str, o
     rows = content["data"]
     index = content.get("index") or [f"{stem}:{i}" for i in range(len(rows))]
     if not rows:
-        raise CrystalError("the table is empty", _REMEDY)
+        raise CrystalError("the table is empty", _REMEDY, kind=ErrorKind.EMPTY)
     candidates = [i for i, name in enumerate(columns) if name == "structure"] or [
         i for i, value in enumerate(rows[0]) if isinstance(value, dict) and _is_structure(value)
     ]

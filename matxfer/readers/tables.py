@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from matxfer.crystal import Crystal, CrystalError
+from matxfer.errors import ErrorKind
 from matxfer.readers.content import open_binary
 from matxfer.readers.entry import Entry, attempt, describe, entry_of
 from matxfer.readers.formats import plain_name
@@ -59,9 +60,13 @@ def load_table(
 
     path = Path(path)
     if not path.is_file():
-        raise CrystalError("there is no such file", "check the path", str(path))
+        raise CrystalError(
+            "there is no such file", "check the path", str(path), kind=ErrorKind.MISSING_FILE
+        )
     if path.stat().st_size == 0:
-        raise CrystalError("the file is empty", "write the table again", str(path))
+        raise CrystalError(
+            "the file is empty", "write the table again", str(path), kind=ErrorKind.EMPTY
+        )
     wanted = None if columns is None else list(columns)
     try:
         if _is_parquet(path):
@@ -88,6 +93,7 @@ def load_table(
         f"{path.suffix or 'no suffix'!r} is not a kind of table that is read here",
         "use .parquet, .csv or .csv.gz",
         str(path),
+        kind=ErrorKind.UNSUPPORTED_FORMAT,
     )
 
 
@@ -123,7 +129,9 @@ def read_table(path: Path, structure_column: str | None = None) -> Iterator[Entr
         yield from _rows(part, source, columns, done)
         done += len(part)
     if not done:
-        raise CrystalError("the table has no rows", "check how it was written", source)
+        raise CrystalError(
+            "the table has no rows", "check how it was written", source, kind=ErrorKind.EMPTY
+        )
 
 
 def _parts(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
@@ -156,7 +164,7 @@ def _text_ids() -> dict[str, type]:
 
 
 def crystals_of_table(
-    frame: pd.DataFrame, source: str, *, structure_column: str | None = None
+    frame: pd.DataFrame, source: str, *, structure_column: str | None = None, first_row: int = 0
 ) -> Iterator[Entry]:
     """Return one entry per row of a table, in order.
 
@@ -170,6 +178,8 @@ def crystals_of_table(
         Path of the table, for messages and relative paths.
     structure_column
         The column to use, whatever the others are called.
+    first_row
+        Number of the first row, where the frame is a piece of a table.
 
     Raises
     ------
@@ -178,15 +188,17 @@ def crystals_of_table(
     """
     columns = _structure_columns(frame, source, structure_column)
     if not len(frame):
-        raise CrystalError("the table has no rows", "check how it was written", source)
-    return _rows(frame, source, columns)
+        raise CrystalError(
+            "the table has no rows", "check how it was written", source, kind=ErrorKind.EMPTY
+        )
+    return _rows(frame, source, columns, first_row)
 
 
 def _structure_columns(
     frame: pd.DataFrame, source: str, structure_column: str | None
 ) -> tuple[str, ...]:
     present = [str(name) for name in frame.columns]
-    columns = _find(present, structure_column)
+    columns = find_columns(present, structure_column)
     if columns is None:
         reason = "no structure columns" if structure_column is None else "no column"
         name = "" if structure_column is None else f" {structure_column!r}"
@@ -198,8 +210,8 @@ def _structure_columns(
     return columns
 
 
-def _find(present: Sequence[str], structure_column: str | None) -> tuple[str, ...] | None:
-    """Return the column or columns that hold the structures."""
+def find_columns(present: Sequence[str], structure_column: str | None) -> tuple[str, ...] | None:
+    """Return the column or columns that hold the structures, None if there are none."""
     if structure_column is not None:
         return (structure_column,) if structure_column in present else None
     if set(ARRAY_COLUMNS) <= set(present):
@@ -252,6 +264,9 @@ def _crystal_of_arrays(cells: tuple[Any, ...], name: str) -> Crystal:
             )
         try:
             value = json.loads(cell) if isinstance(cell, str) else cell
+            if isinstance(value, np.ndarray) and value.dtype != object:
+                arrays.append(value.astype(np.float64))
+                continue
             # Parquet gives nested lists as arrays of arrays.
             arrays.append(np.hstack([np.ravel(part) for part in value]).astype(np.float64))
         except (ValueError, TypeError) as error:
@@ -326,4 +341,4 @@ def _only(results: Sequence[Crystal | CrystalError | None], name: str) -> Crysta
     assert result is not None
     # The row is the place to report; the inner file goes into the reason.
     inner = f"{result.source}: {result.reason}" if result.source else result.reason
-    raise CrystalError(inner, result.remedy)
+    raise CrystalError(inner, result.remedy, kind=result.kind)

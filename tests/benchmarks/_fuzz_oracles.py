@@ -227,12 +227,8 @@ def _cif_opinion(data: bytes, crystals: list[Crystal]) -> str:
     if len(crystals) != 1:
         return "several blocks"
     text = data.decode("utf-8-sig", "replace")
-    problems, readers = [], [gemmi_crystal, pymatgen_crystal, ase_crystal]
-    try:
-        cif.read_string(text, 0)
-    except (ValueError, RuntimeError):
-        readers = [ase_crystal]  # our reader has asked pymatgen to repair it
-    for read in readers:
+    problems = []
+    for read in (gemmi_crystal, pymatgen_crystal, ase_crystal):
         try:
             problem = differs(crystals[0], read(text))
         except (CrystalError, Exception):  # noqa: BLE001 - the other one may fail as it likes

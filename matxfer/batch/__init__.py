@@ -1,0 +1,1 @@
+"""Batch prediction's engine: inputs cut into units, worker processes, values kept by content."""
