@@ -33,6 +33,24 @@ def arrow_schema(columns: Sequence[str]) -> Any:
     return pa.schema([(column, arrow_type(column)) for column in columns])
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Return text with control characters (of terminals too) written as escapes.
+
+    Parameters
+    ----------
+    text
+        The text.
+    keep
+        Characters that may stay, such as line ends.
+    """
+    if text.isprintable():
+        return text
+    plain = (
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )
+    return "".join(plain)
+
+
 def encodable(text: str) -> str:
     """Return text that UTF-8 can hold: odd bytes of file names are written as escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -350,6 +350,14 @@ def _check(
             "check the cell vectors (Å) and the atoms",
             kind=ErrorKind.OVERLAPPING_ATOMS,
         )
+    if not periodic and (extent := float(np.ptp(frac @ lattice, axis=0).max())) > (
+        MAX_LENGTH_ANGSTROM
+    ):
+        raise CrystalError(
+            f"the atoms are {extent:.3g} Å apart, and there is no cell or only a part of one",
+            "check the coordinates and the cell",
+            kind=ErrorKind.BAD_COORDINATES,
+        )
     if np.abs(frac).max() > MAX_FRACTION:
         raise CrystalError(
             f"coordinates far outside of the cell ({np.abs(frac).max():.3g} cells)",

@@ -23,7 +23,8 @@ FLOORS = (
     ("fisher", "metrics", "model_card"),
     ("pretraining", "transfer"),
     ("batch",),
-    ("prediction", "evaluation"),
+    ("prediction", "evaluation", "output_metadata"),
+    ("output_structures",),
     ("calculator", "output", "benchmark"),
     ("cli",),
 )

@@ -52,8 +52,12 @@ def _check_group(triplets: list[str]) -> None:
         operations = {op.triplet(): op for op in every}
         group = gemmi.GroupOps(list(operations.values()))
         group.add_missing_elements()
-    except (RuntimeError, ValueError):
-        return  # not in gemmi's notation, or no finite group: pymatgen may know more
+    except (RuntimeError, ValueError) as error:
+        # pymatgen would go on without the operation.
+        raise CrystalError(
+            f"a symmetry operation cannot be understood ({error})",
+            "write the operations like 'x+1/2,-y,z'",
+        ) from error
     if len(group) != len(operations):
         raise CrystalError(
             f"the symmetry operations are not those of a group: {len(operations)} are there of "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import warnings
 from typing import TYPE_CHECKING
 
@@ -119,8 +120,9 @@ def _poscar_by_hand(lines: list[str]) -> Crystal:
 def _xyz(data: bytes) -> Iterator[Crystal]:
     from ase.io import iread
 
-    text = io.StringIO(data.decode("utf-8-sig", "replace").lstrip())
-    for atoms in iread(text, ":", format="extxyz"):
+    # ASE ends at an empty line between frames.
+    text = re.sub(r"\n\s*\n(?=\d+ *\r?\n)", "\n", data.decode("utf-8-sig", "replace").lstrip())
+    for atoms in iread(io.StringIO(text), ":", format="extxyz"):
         yield Crystal.from_ase(atoms)
 
 
