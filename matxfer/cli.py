@@ -59,11 +59,26 @@ def predict(
         list[str] | None, typer.Option("--plugin", help="Folder of a plugin; may be repeated.")
     ] = None,
     output: Annotated[
-        str | None, typer.Option("-o", "--output", help="OUT.csv, OUT.parquet or OUT.jsonl.")
+        str | None,
+        typer.Option("-o", "--output", help="OUT.csv, .parquet, .jsonl, .extxyz or .db."),
     ] = None,
     structure_column: StructureColumn = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes that read files and build graphs.")
+    ] = None,
+    input_format: Annotated[
+        str | None, typer.Option(help="Of standard input (-): cif, poscar, extxyz or jsonl.")
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option("--filter", help="Condition, such as 'band_gap_ev > 1 and n_sites <= 20'."),
+    ] = None,
+    sort_by: Annotated[
+        str | None, typer.Option(help="COLUMN (small values first) or COLUMN:desc.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(help="Only so many, with --sort-by.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns to write, with commas between them.")
     ] = None,
 ) -> None:
     """Predict properties of crystals, one row per structure.
@@ -72,24 +87,36 @@ def predict(
     row and says why. Exit code 1 if no structure could be predicted.
     """
     from matxfer import output as out
+    from matxfer.output_metadata import describe_prediction
+    from matxfer.output_structures import with_crystals
     from matxfer.prediction import Predictor
+    from matxfer.readers import with_standard_input
+    from matxfer.screening import Screen
 
     if output is not None:
         out.output_format(output)
+    inputs = with_standard_input(inputs, input_format)
     predictor = Predictor(model, plugin or [])
+    chosen = columns and [name.strip() for name in columns.split(",")]
+    screen = Screen(predictor.columns, where=where, sort_by=sort_by, top=top, columns=chosen)
     rows = predictor.rows(inputs, structure_column=structure_column, workers=workers)
     if output is None and sys.stdout.isatty():
-        total, failed = out.print_table(rows, predictor.columns)
+        out.print_table(screen(rows), screen.columns)
     elif output is None:
-        counter = out.Counter(rows)
-        out.write_csv(counter, predictor.columns, sys.stdout)
-        total, failed = counter.total, counter.failed
+        out.write_csv(screen(rows), screen.columns, sys.stdout)
     else:
+        if out.holds_structures(output):
+            rows = with_crystals(rows, inputs, structure_column)
+        of = predictor.model, predictor.plugins, screen.columns
+        facts = describe_prediction(*of, **screen.choices())
         advice = f"; the rows so far are in {output}.part"
         with interruptible(advice), counter_on_terminal("predicting") as advance:
-            total, failed = out.write_rows(counted(rows, advance), predictor.columns, output)
+            out.write_rows(screen(counted(rows, advance)), screen.columns, output, facts)
+    total, failed = screen.seen, screen.failed
     if failed:
         say(f"{failed} of {total} structures could not be predicted; see the column 'error'")
+    if summary := screen.summary():
+        say(summary)
     if not total:
         say("there are no structures in what was given; check the paths")
     if failed == total:

@@ -6,15 +6,17 @@ Rows without a structure or a prediction have no place in these; they go into ``
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matxfer.columns import CRYSTAL, TEXTS, Row, encodable
 from matxfer.errors import MatxferError, OptionError
 from matxfer.output_metadata import KEY
+from matxfer.readers import read
+from matxfer.readers.formats import streamed_kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from ase import Atoms
 
@@ -24,24 +26,36 @@ if TYPE_CHECKING:
 _TRANSACTION = 1000
 
 
-def with_crystals(rows: Iterable[Row], entries: Iterable[Entry]) -> Iterator[Row]:
+def with_crystals(
+    rows: Iterable[Row], inputs: Sequence[str], structure_column: str | None = None
+) -> Iterator[Row]:
     """Yield the rows, each with its structure, which is read a second time.
 
     Parameters
     ----------
     rows
-        One row per entry, in their order: all rows of a prediction, before any are left out.
-    entries
-        What the same inputs are read as.
+        One row per structure of the inputs, in order: before any are left out.
+    inputs, structure_column
+        What was predicted.
 
     Raises
     ------
+    OptionError
+        For standard input, which cannot be read twice.
     MatxferError
         If the inputs have changed in between.
     """
-    iterator = iter(entries)
+    if any(streamed_kind(Path(name)) is not None for name in inputs):
+        raise OptionError(
+            "structures are read a second time when they are written, and standard input cannot "
+            "be: write CSV, Parquet or JSON lines, or give a file"
+        )
+    return _joined(rows, read(inputs, structure_column=structure_column))
+
+
+def _joined(rows: Iterable[Row], entries: Iterator[Entry]) -> Iterator[Row]:
     for row in rows:
-        entry = next(iterator, None)
+        entry = next(entries, None)
         if entry is None or (entry.source, entry.frame) != (row["source"], row["frame"]):
             raise MatxferError(f"{row['source']}: changed while it was predicted; start again")
         row[CRYSTAL] = entry.crystal
@@ -87,7 +101,7 @@ def write_ase_db(
 
 def _atoms(row: Row) -> Atoms:
     crystal = row.get(CRYSTAL)
-    if crystal is None:
+    if crystal is None:  # a programming error, or standard input, which cannot be read twice
         raise OptionError("structures can be written only of rows that carry them")
     return crystal.to_ase()  # type: ignore[no-any-return]
 

@@ -278,6 +278,12 @@ class Screen:
             self.kept += 1
             yield row
 
+    def choices(self) -> dict[str, Any]:
+        """Return what was asked for, for the metadata of a file."""
+        order = self.order and f"{self.order.column}:{'desc' if self.order.descending else 'asc'}"
+        where = self.condition and self.condition.text
+        return {"filter": where, "sort_by": order, "top": self.top}
+
     def summary(self) -> str:
         """Return what became of the rows in one line, ``""`` if none could be left out."""
         if not self.selects:
