@@ -32,12 +32,15 @@ from matxfer.crystal import CrystalError
 from matxfer.readers import read_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
 #: Share of the files by reader; the careful CIF path takes 10 ms a file, so it has fewer.
 SHARES = {"cif": 8, "extxyz": 4, "poscar": 4, "pymatgen json": 2, "cif without operations": 1}
 #: A worker that does nothing for so long has gone to sleep for good.
-_ASLEEP_S = 300.0
+_ASLEEP_S = 600.0
+#: Files between two words with a worker: on a busy machine every word waits for its turn.
+BATCH = 500
 #: Audit events that no file may cause.
 _FORBIDDEN = ("pickle.find_class", "os.system", "subprocess.Popen", "os.exec", "os.posix_spawn",
               "os.fork", "socket.connect", "socket.bind", "ctypes.dlopen", "os.remove", "os.rename",
@@ -77,8 +80,8 @@ class Watch:
             self.seen.append(f"open for writing {words!r:.200}")
 
 
-def work(pipe: Connection, memory_mib: int, limit_s: float) -> None:
-    """Read the files that the pipe names, one answer each."""
+def work(pipe: Connection, current: Any, memory_mib: int, limit_s: float) -> None:
+    """Read the files of the batches that the pipe names; ``current`` holds the file in hand."""
     # The default action ends the process, in whatever library it is; of its own time, since the
     # machine may be busy with others.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
@@ -92,36 +95,43 @@ def work(pipe: Connection, memory_mib: int, limit_s: float) -> None:
             for content in one.contents:
                 _read(Path(folder) / one.name, content)
         pipe.send("ready")
-        while (task := pipe.recv()) is not None:
-            reader, number = task
+        while (batch := pipe.recv()) is not None:
+            reader, numbers = batch
             path = Path(folder) / seeds[reader].name
-            data = mutated(seeds[reader], number)
-            signal.setitimer(signal.ITIMER_PROF, limit_s)
-            start = time.process_time()
-            watch.on = True
-            entries, failure = _read(path, data)
-            watch.on = False
-            seconds = time.process_time() - start
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            crystals, reasons, leftover = [], [], watch.seen[:]
-            watch.seen.clear()
-            for entry in entries:
-                if entry.error is not None:
-                    reasons.append(entry.error.reason)
-                    continue
-                try:
-                    entry.crystal.check_distances()  # as the graph does
-                    crystals.append(entry.crystal)
-                except CrystalError as error:
-                    reasons.append(error.reason)
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            opinion = ""
-            if crystals and not reasons and not failure:
-                try:
-                    opinion = second_opinion(path, data, crystals)
-                except Exception as error:  # noqa: BLE001 - memory, mostly
-                    opinion = f"the comparison fails: {type(error).__name__}"
-            pipe.send((failure, reasons, len(crystals), opinion, leftover, seconds, peak))
+            answers = []
+            for number in numbers:
+                current.value = number
+                answers.append(_one(path, mutated(seeds[reader], number), watch, limit_s))
+            pipe.send(answers)
+
+
+def _one(path: Path, data: bytes, watch: Watch, limit_s: float) -> tuple[Any, ...]:
+    signal.setitimer(signal.ITIMER_PROF, limit_s)
+    start = time.process_time()
+    watch.on = True
+    entries, failure = _read(path, data)
+    watch.on = False
+    seconds = time.process_time() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    crystals, reasons, seen = [], [], watch.seen[:]
+    watch.seen.clear()
+    for entry in entries:
+        if entry.error is not None:
+            reasons.append(entry.error.reason)
+            continue
+        try:
+            entry.crystal.check_distances()  # as the graph does
+            crystals.append(entry.crystal)
+        except CrystalError as error:
+            reasons.append(error.reason)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    opinion = ""
+    if crystals and not reasons and not failure:
+        try:
+            opinion = second_opinion(path, data, crystals)
+        except Exception as error:  # noqa: BLE001 - memory, mostly
+            opinion = f"the comparison fails: {type(error).__name__}"
+    return failure, reasons, len(crystals), opinion, seen, seconds, peak
 
 
 def _memory_folder() -> str | None:
@@ -142,29 +152,41 @@ def _read(path: Path, data: bytes) -> tuple[list[Any], str]:
 
 # -- this process ---------------------------------------------------------------------------------
 class Worker:
-    """A worker process and its pipe."""
+    """A worker process and its pipe; a new one takes the place of one that has died."""
 
     def __init__(self, memory_mib: int, limit_s: float) -> None:
+        self.limits = memory_mib, limit_s
+        self._start()
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, memory_mib, limit_s), daemon=True)
+        self.current = context.Value("q", -1, lock=False)
+        words = (theirs, self.current, *self.limits)
+        self.process = context.Process(target=work, args=words, daemon=True)
         self.process.start()
         theirs.close()
         self.pipe.recv()  # it has imported everything
 
-    def ask(self, reader: str, number: int) -> tuple[Any, ...] | str:
-        """Return the answer, or how the worker ended."""
-        self.pipe.send((reader, number))
+    def answers(self, reader: str, numbers: range) -> Iterator[tuple[int, Any]]:
+        """Yield each number and its answer, or the words for how it ended the worker."""
+        if not numbers:
+            return
+        self.pipe.send((reader, numbers))
         try:
             if self.pipe.poll(_ASLEEP_S):
-                return self.pipe.recv()
+                yield from zip(numbers, self.pipe.recv(), strict=True)
+                return
+            self.process.kill()
         except (EOFError, ConnectionError):
-            self.process.join(10)
-            code = self.process.exitcode
-            return "hang" if code == -signal.SIGPROF else f"crash, exit code {code}"
-        self.process.kill()
+            pass
         self.process.join()
-        return "hang, asleep"
+        code, culprit = self.process.exitcode, int(self.current.value)
+        ends = {-signal.SIGPROF: "hang", -signal.SIGKILL: "hang, asleep"}
+        self._start()
+        yield culprit, ends.get(code, f"crash, exit code {code}")
+        yield from self.answers(reader, range(numbers.start, culprit))
+        yield from self.answers(reader, range(culprit + 1, numbers.stop))
 
 
 def kind_of_reason(reason: str) -> str:
@@ -181,13 +203,12 @@ def run(numbers: dict[str, range], args: argparse.Namespace) -> dict[str, Tally]
     args.faults.mkdir(parents=True, exist_ok=True)
     for reader, these in numbers.items():
         tally = tallies[reader]
-        for number in these:
-            answer = worker.ask(reader, number)
+        batches = [these[k : k + BATCH] for k in range(0, len(these), BATCH)]
+        for number, answer in (a for batch in batches for a in worker.answers(reader, batch)):
             tally.files += 1
             if isinstance(answer, str):
                 fault = answer
                 tally.outcomes[answer] += 1
-                worker = Worker(args.memory, args.seconds)
             else:
                 failure, reasons, n, opinion, leftover, seconds, peak = answer
                 fault = failure or "; ".join(leftover)
