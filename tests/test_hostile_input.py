@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import ase.io
@@ -267,6 +268,7 @@ def test_xml_entities_do_not_multiply(tmp_path: Path) -> None:
 
 
 # -- anything at all --------------------------------------------------------------------------
+@lru_cache
 def _seed(name: str) -> bytes:
     import io
 

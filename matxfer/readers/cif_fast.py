@@ -314,9 +314,9 @@ def _parse_operations(
     try:
         operations = [gemmi.Op(triplet).wrap() for triplet in triplets]
         group = gemmi.GroupOps(operations)
+        group.add_missing_elements()
     except (RuntimeError, ValueError):
         return None
-    group.add_missing_elements()
     names = {op.triplet() for op in operations}
     if len(group) != len(operations) or len(names) != len(operations) or "x,y,z" not in names:
         return None
