@@ -19,6 +19,12 @@ MAX_ATOMIC_NUMBER = 118
 MIN_VOLUME_ANGSTROM3 = 1e-3
 #: Closer than this, two atoms are one atom written twice: the shortest bond known (H-H) is 0.74 Å.
 MIN_DISTANCE_ANGSTROM = 0.5
+#: Less room per atom than this, and some are closer than 0.5 Å however they are packed (d³/√2).
+MIN_VOLUME_PER_ATOM_ANGSTROM3 = MIN_DISTANCE_ANGSTROM**3 / 2**0.5
+#: Beyond these no crystal is meant, and searches for neighbours overflow or never end.
+MAX_LENGTH_ANGSTROM = 1e4
+MIN_PLANE_SPACING_ANGSTROM = 0.01
+MAX_FRACTION = 1e6
 
 
 class CrystalError(MatxferError):
@@ -129,10 +135,10 @@ class Crystal:
                 "give three fractional coordinates for every atom",
                 kind=ErrorKind.BAD_COORDINATES,
             )
-        _check(lattice_, numbers_, frac_)
         flags = (pbc,) * 3 if isinstance(pbc, bool | np.bool_) else tuple(pbc)
         if len(flags) != 3:
             raise CrystalError(f"pbc has {len(flags)} entries", "give one flag per cell vector")
+        _check(lattice_, numbers_, frac_, periodic=all(flags))
         for name, array in (
             ("lattice", lattice_),
             ("numbers", numbers_.astype(np.int64)),
@@ -299,9 +305,13 @@ def overlap_error(
 
 
 def _check(
-    lattice: NDArray[np.float64], numbers: NDArray[np.float64], frac: NDArray[np.float64]
+    lattice: NDArray[np.float64],
+    numbers: NDArray[np.float64],
+    frac: NDArray[np.float64],
+    *,
+    periodic: bool,
 ) -> None:
-    """Raise :class:`CrystalError` for what no crystal can be."""
+    """Raise :class:`CrystalError` for what no crystal can be; ``periodic`` means in all three."""
     if numbers.size == 0:
         raise CrystalError("there are no atoms", "remove the empty structure", kind=ErrorKind.EMPTY)
     if not np.isfinite(lattice).all():
@@ -321,6 +331,38 @@ def _check(
     if volume < MIN_VOLUME_ANGSTROM3:
         raise CrystalError(
             f"the cell volume is {volume:.2g} Å³", "check the cell vectors", kind=ErrorKind.BAD_CELL
+        )
+    longest = float(np.linalg.norm(lattice, axis=1).max())
+    # No spacing of lattice planes is below volume / longest²: mostly there is no more to compute.
+    narrow = volume < MIN_PLANE_SPACING_ANGSTROM * longest**2 and (
+        1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0).max() < MIN_PLANE_SPACING_ANGSTROM
+    )
+    if longest > MAX_LENGTH_ANGSTROM or narrow:
+        raise CrystalError(
+            f"the cell is degenerate: its longest vector is {longest:.3g} Å, its volume "
+            f"{volume:.3g} Å³",
+            "check the cell vectors, or reduce the cell",
+            kind=ErrorKind.BAD_CELL,
+        )
+    if periodic and volume < MIN_VOLUME_PER_ATOM_ANGSTROM3 * numbers.size:
+        raise CrystalError(
+            f"overlapping atoms: {numbers.size} of them in {volume:.3g} Å³",
+            "check the cell vectors (Å) and the atoms",
+            kind=ErrorKind.OVERLAPPING_ATOMS,
+        )
+    if not periodic and (extent := float(np.ptp(frac @ lattice, axis=0).max())) > (
+        MAX_LENGTH_ANGSTROM
+    ):
+        raise CrystalError(
+            f"the atoms are {extent:.3g} Å apart, and there is no cell or only a part of one",
+            "check the coordinates and the cell",
+            kind=ErrorKind.BAD_COORDINATES,
+        )
+    if np.abs(frac).max() > MAX_FRACTION:
+        raise CrystalError(
+            f"coordinates far outside of the cell ({np.abs(frac).max():.3g} cells)",
+            "check the coordinates, or wrap them into the cell",
+            kind=ErrorKind.BAD_COORDINATES,
         )
     unknown = ~(np.isfinite(numbers) & (numbers >= 1) & (numbers <= MAX_ATOMIC_NUMBER))
     unknown |= numbers != np.rint(numbers)

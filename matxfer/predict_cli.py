@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matxfer.campaign.parts import Campaign, Outcome
     from matxfer.campaign.share import Share
     from matxfer.prediction import BatchOptions, Predictor
+    from matxfer.screening import Screen
 
 #: Exit codes, besides 0: nothing could be predicted; wrong options or files; --strict and a
 #: structure failed; interrupted.
@@ -44,7 +45,7 @@ def predict(
     output: Annotated[
         str | None,
         typer.Option(
-            "-o", "--output", help="OUT.csv, OUT.parquet or OUT.jsonl; or DIR/ for parts."
+            "-o", "--output", help="OUT.csv, .parquet, .jsonl, .extxyz or .db; or DIR/ for parts."
         ),
     ] = None,
     structure_column: StructureColumn = None,
@@ -78,6 +79,20 @@ def predict(
     ] = None,
     world_size: Annotated[int | None, typer.Option(help="How many processes there are.")] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: a Ray cluster does parts.")] = "local",
+    input_format: Annotated[
+        str | None, typer.Option(help="Of standard input (-): cif, poscar, extxyz or jsonl.")
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option("--filter", help="Condition, such as 'band_gap_ev > 1 and n_sites <= 20'."),
+    ] = None,
+    sort_by: Annotated[
+        str | None, typer.Option(help="COLUMN (small values first) or COLUMN:desc.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(help="Only so many, with --sort-by.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns to write, with commas between them.")
+    ] = None,
 ) -> None:
     """Predict properties of crystals, one row per structure.
 
@@ -102,6 +117,8 @@ def predict(
     from matxfer.batch.prepare import MAX_ATOMS
     from matxfer.campaign.share import share_of
     from matxfer.prediction import BatchOptions, Predictor
+    from matxfer.readers import with_standard_input
+    from matxfer.screening import Screen
 
     share = share_of(rank, world_size)
     folder = _folder_of(output)
@@ -110,9 +127,17 @@ def predict(
     _check(engine, folder, share, [name for name, is_given in given.items() if is_given])
     atoms = MAX_ATOMS if max_atoms is None else max_atoms
     options = BatchOptions(structure_column, workers, timeout, atoms, cache)
+    inputs = with_standard_input(inputs, input_format)
     if folder is None:
-        _into_one(Predictor(model, plugin or []), inputs, options, output, strict=strict)
+        predictor = Predictor(model, plugin or [])
+        chosen = columns and [name.strip() for name in columns.split(",")]
+        screen = Screen(predictor.columns, where=where, sort_by=sort_by, top=top, columns=chosen)
+        _into_one(predictor, screen, inputs, options, output, strict=strict)
         return
+    if any(given is not None for given in (where, sort_by, top, columns)):
+        raise OptionError(
+            "--filter, --sort-by, --top and --columns need one file (-o FILE); parts hold all rows"
+        )
     from matxfer.campaign.parts import PART_SIZE, Campaign
 
     campaign = Campaign(
@@ -150,9 +175,16 @@ def _check(engine: str, folder: Path | None, share: Share, given: list[str]) -> 
 
 # -- one table --------------------------------------------------------------------------------
 def _into_one(
-    predictor: Predictor, inputs: list[str], options: BatchOptions, output: str | None, strict: bool
+    predictor: Predictor,
+    screen: Screen,
+    inputs: list[str],
+    options: BatchOptions,
+    output: str | None,
+    *,
+    strict: bool,
 ) -> None:
     import matxfer.output as out
+    from matxfer.output_structures import with_crystals
 
     if output is not None:
         out.output_format(output)
@@ -160,23 +192,31 @@ def _into_one(
     rows = _tallied(predictor.rows(inputs, options), kinds, strict=strict)
     with _strictly(), plain_warnings():
         if output is None:
-            total, failed = out.print_rows(rows, predictor.columns)
+            out.print_rows(screen(rows), screen.columns)
         else:
-            total, failed = _into_file(rows, predictor.columns, inputs, output)
-    _summary(total, failed, kinds)
+            if out.holds_structures(output):
+                rows = with_crystals(rows, inputs, options.structure_column)
+            _into_file(rows, predictor, screen, inputs, output)
+    if summary := screen.summary():
+        say(summary)
+    _summary(screen.seen, screen.failed, kinds)
 
 
 def _into_file(
-    rows: Iterator[Any], columns: list[str], inputs: list[str], output: str
-) -> tuple[int, int]:
+    rows: Iterator[Any], predictor: Predictor, screen: Screen, inputs: list[str], output: str
+) -> None:
     import matxfer.output as out
+    from matxfer.output_metadata import describe_prediction
 
     expected = _expected(inputs) if sys.stderr.isatty() else None
+    facts = describe_prediction(
+        predictor.model, predictor.plugins, screen.columns, **screen.choices()
+    )
     with (
         interruptible(f"; the rows so far are in {output}.part"),
         progress_on_terminal("predicting", expected) as advance,
     ):
-        return out.write_rows(_advancing(rows, advance), columns, output)
+        out.write_rows(screen(_advancing(rows, advance)), screen.columns, output, facts)
 
 
 def _expected(inputs: list[str]) -> int | None:

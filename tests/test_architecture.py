@@ -12,7 +12,8 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 #: Rooms from the ground up: a room may use those below it, and none of its own floor.
 FLOORS = (
-    ("errors",),
+    ("errors", "columns"),
+    ("screening",),
     ("files", "provenance", "runtime", "neighbors", "terminal", "options"),
     ("crystal", "checkpoint"),
     ("graph", "readers"),
@@ -22,7 +23,8 @@ FLOORS = (
     ("fisher", "metrics", "model_card"),
     ("pretraining", "transfer"),
     ("batch",),
-    ("prediction", "evaluation"),
+    ("prediction", "evaluation", "output_metadata"),
+    ("output_structures",),
     ("calculator", "output", "benchmark"),
     ("campaign",),
     ("predict_cli",),

@@ -20,6 +20,7 @@ import matxfer.cli
 import matxfer.model
 from matxfer.evaluation import evaluate
 from matxfer.prediction import LEADING_COLUMNS, TRAILING_COLUMNS, predict
+from matxfer.readers import read_file
 from matxfer.transfer.finetune import finetune
 
 TARGET = "debye_temperature_k"
@@ -110,6 +111,56 @@ def test_predict_loads_no_training_library(tiny_model_folder, plugins, cifs):
 
 
 # -- predict ----------------------------------------------------------------------------------
+def test_predict_screens(run, tiny_model_folder, cifs, tmp_path):
+    words = ("predict", cifs, "--model", tiny_model_folder)
+    _, out, _ = run(*words)
+    rows = [row for row in csv.DictReader(io.StringIO(out)) if not row["error"]]
+    best = max(rows, key=lambda row: float(row["band_gap_ev"]))
+    code, out, err = run(*words, "--sort-by", "band_gap_ev:desc", "--top", "1",
+                         "--columns", "id,band_gap_ev")  # fmt: skip
+    assert code == 0
+    assert list(csv.DictReader(io.StringIO(out))) == [
+        {"id": best["id"], "band_gap_ev": best["band_gap_ev"]}
+    ]
+    assert "kept 1 of 3 structures; left out: 1 could not be predicted, 1 come after" in err
+    code, out, err = run(*words, "--filter", f"id == '{rows[0]['id']}' and n_sites > 0")
+    assert [row["id"] for row in csv.DictReader(io.StringIO(out))] == [rows[0]["id"]]
+    for option in (("--filter", "gap > 1"), ("--sort-by", "gap"), ("--columns", "gap")):
+        code, out, err = run(*words, *option)
+        assert code == 2
+        assert "'gap'" in err
+        assert "band_gap_ev" in err
+    code, out, err = run(*words, "--top", "3")
+    assert (code, out) == (2, "")
+
+
+@pytest.mark.parametrize("name", ["best.extxyz", "best.db"])
+def test_predict_writes_structures(run, tiny_model_folder, cifs, tmp_path, name):
+    code, _, err = run("predict", cifs, "--model", tiny_model_folder, "-o", name,
+                       "--sort-by", "band_gap_ev:desc", "--top", "1")  # fmt: skip
+    assert code == 0
+    (entry,) = read_file(tmp_path / name)
+    stem = entry.id if name.endswith("db") else ase.io.read(tmp_path / name).info["id"]
+    original = ase.io.read(cifs / f"{stem}.cif")
+    assert entry.crystal.volume_angstrom3 == pytest.approx(original.get_volume(), rel=1e-5)
+    assert "kept 1 of 3" in err
+
+
+def test_predict_reads_standard_input(tiny_model_folder, cifs, run):
+    command = [sys.executable, "-c", "from matxfer.cli import main; main()", "predict", "-",
+               "--input-format", "cif", "--model", str(tiny_model_folder)]  # fmt: skip
+    text = (cifs / "good0.cif").read_bytes() + (cifs / "good1.cif").read_bytes()
+    done = subprocess.run(command, input=text, capture_output=True, check=True)
+    rows = list(csv.DictReader(io.StringIO(done.stdout.decode())))
+    assert [row["source"] for row in rows] == ["cif:-", "cif:-"]
+    assert all(row["band_gap_ev"] for row in rows)
+    for words in (("-",), ("-", "-", "--input-format", "cif"), ("x.cif", "--input-format", "cif"),
+                  ("-", "--input-format", "exe")):  # fmt: skip
+        code, _, err = run("predict", *words)
+        assert code == 2
+        assert "input" in err
+
+
 def test_predict_into_a_pipe(run, tiny_model_folder, plugins, cifs, table_crystals, tiny_model):
     code, out, err = run("predict", cifs, "--model", tiny_model_folder,
                          "--plugin", plugins[0], "--plugin", plugins[1])  # fmt: skip

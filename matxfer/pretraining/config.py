@@ -26,6 +26,8 @@ from matxfer.pretraining.exclusion import ExcludeConfig
 
 T = TypeVar("T")
 
+#: More than in any configuration, few enough to be shown in a message.
+_MAX_VALUES = 1000
 LOSSES = ("huber", "mae", "mse")
 SCHEDULES = ("cosine", "trapezoid")
 
@@ -263,8 +265,11 @@ def read_config(path: str | Path) -> PretrainConfig:
     path = Path(path)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        size = _expanded_size(data, {})
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: not readable as YAML ({error})") from error
+    if size > _MAX_VALUES:
+        raise ConfigError(f"{path}: its aliases (*name) expand to {size:.3g} values")
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values at the top")
     try:
@@ -286,6 +291,17 @@ def _list(value: Any, name: str) -> list[Any]:
     if not isinstance(value, list | None):
         raise ConfigError(f"{name!r} is {value!r}, not a list of tables (write - table: …)")
     return value or []
+
+
+def _expanded_size(data: Any, known: dict[int, int]) -> int:
+    """Return the number of values, aliases written out: eleven lines of YAML can mean 10¹⁰."""
+    if not isinstance(data, dict | list):
+        return 1
+    if id(data) not in known:
+        known[id(data)] = _MAX_VALUES + 1  # what holds itself has no end
+        parts = data.values() if isinstance(data, dict) else data
+        known[id(data)] = 1 + sum(_expanded_size(part, known) for part in parts)
+    return known[id(data)]
 
 
 def _build(cls: type[T], data: Any, place: str) -> T:

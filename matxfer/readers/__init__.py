@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 from matxfer.crystal import CrystalError
 from matxfer.errors import ErrorKind
 from matxfer.readers.entry import Entry, Item, describe, entry_of, stem_of
-from matxfer.readers.formats import NAMED_ONLY, SUPPORTED, kind_of, standard_input, streamed_kind
+from matxfer.readers.formats import (
+    NAMED_ONLY,
+    SUPPORTED,
+    kind_of,
+    standard_input,
+    streamed_kind,
+    with_standard_input,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,6 +45,7 @@ __all__ = [
     "read_file",
     "read_member",
     "standard_input",
+    "with_standard_input",
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 _POSCAR_REMEDY = "write the element symbols on line 6, above the numbers of atoms (VASP 5 format)"
+#: Numbers of columns in an extended XYZ header, such as 3 in ``pos:R:3``.
+_WIDTHS = re.compile(r":[SRILsril]:(\d+)")
 _XYZ_REMEDY = "check the number of atoms and the columns of this frame"
 
 
@@ -147,6 +150,11 @@ def _xyz_frames(stream: TextIO) -> Iterator[str | CrystalError]:
 def _crystal_of_xyz(text: str, name: str) -> Crystal:
     from ase.io.extxyz import read_xyz as read_frames
 
+    _, comment, *rows = text.split("\n", 3)
+    width = len(rows[0].split()) if rows else 0
+    # ASE sets aside what the header announces.
+    if any(len(n) > 6 or int(n) > width for n in _WIDTHS.findall(comment)):
+        raise CrystalError("the header announces more columns than there are", _XYZ_REMEDY)
     return Crystal.from_ase(next(iter(read_frames(io.StringIO(text), slice(0, 1)))), id=name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from matxfer.readers.entry import Item, attempt, describe, stem_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: An item whose value is several words without quotes.
+_BARE = re.compile(r"(_\S+)\s+([^\s'\";#_]\S*\s+[^'#]*)")
 _REMEDY = "check the CIF with a validator, or export it again"
 
 
@@ -82,14 +85,17 @@ def _parse(text: str) -> cif.Document:
 
 
 def _repaired(text: str, problem: str) -> cif.Document:
-    """Parse what pymatgen's more lenient reader makes of the text (unquoted values, mostly)."""
-    import warnings
+    """Parse a text after quotes have been put round bare values of several words (``P 1``).
 
-    from pymatgen.io.cif import CifFile
-
+    pymatgen's lenient reader is not asked: it drops letters that it does not know and lines that it
+    cannot place, and what is left may be another crystal.
+    """
+    lines, field = [], False
+    for line in text.splitlines():
+        field ^= line.startswith(";")
+        match = None if field else _BARE.fullmatch(line.rstrip())
+        lines.append(f"{match[1]} '{match[2]}'" if match else line)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return cif.read_string(str(CifFile.from_str(text)), 0)
-    except Exception as error:
+        return cif.read_string("\n".join(lines), 0)
+    except (ValueError, RuntimeError) as error:
         raise CrystalError(f"this is no valid CIF ({problem})", _REMEDY) from error

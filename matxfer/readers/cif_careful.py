@@ -21,14 +21,15 @@ from matxfer.readers.cif_fast import (
     CELL_TAGS,
     FRACT_TAGS,
     OCCUPANCY_TOLERANCE,
-    SYMOP_TAGS,
     Sites,
     Tags,
     agrees,
     cell_matrix,
     fractions,
     plain_element,
+    read_fast,
 )
+from matxfer.readers.cif_settings import WRITE_SYMOPS, settings
 from matxfer.readers.entry import bad_cell, bad_coordinates, describe, unknown_species
 
 if TYPE_CHECKING:
@@ -37,17 +38,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SYSTEM_TAGS = ("_space_group_crystal_system", "_symmetry_cell_setting")
-_HALL_TAGS = ("_space_group_name_hall", "_symmetry_space_group_name_hall")
-_NAME_TAGS = (
-    "_space_group_name_h-m_alt",
-    "_symmetry_space_group_name_h-m",
-    "_symmetry_space_group_name_h-m_alt",
-    "_space_group_name_h-m_ref",
-)
-_NUMBER_TAGS = ("_space_group_it_number", "_symmetry_int_tables_number")
 #: Only with one of these can pymatgen expand a magnetic structure; moments alone it reads as P1.
 _MAGNETIC_SYMMETRY = ("_symop_magn_operation", "magn.name_bns", "magn.number_bns")
-_WRITE_SYMOPS = "write the symmetry operations (_space_group_symop_operation_xyz) into the file"
+#: Sites times operations above which pymatgen, whose time grows with the square, is not asked.
+LARGE = 1000
 
 
 def read_careful(block: cif.Block) -> Sites:
@@ -70,6 +64,11 @@ def read_careful(block: cif.Block) -> Sites:
         unclear setting of the space group, or atoms that contradict the declared formula.
     """
     tags = Tags(block)
+    if tags.doubled:
+        raise CrystalError(
+            f"the item {tags.doubled[0]} stands twice in the block",
+            "remove the one that is not meant",
+        )
     _check_coordinates(tags)
     _check_cell(tags)
     guessed = _check_symbols(tags)
@@ -81,11 +80,11 @@ def read_careful(block: cif.Block) -> Sites:
             "_atom_site_type_symbol",
             "add the column _atom_site_type_symbol with element symbols",
         )
-    candidates = _settings(tags)
+    candidates = settings(tags)
     if declared is None and len(candidates[0]) == 1 and _multiplicity_above_one(tags):
         raise CrystalError(
             "the sites have multiplicities above 1, but there are no symmetry operations",
-            f"{_WRITE_SYMOPS}, or correct _atom_site_symmetry_multiplicity",
+            f"{WRITE_SYMOPS}, or correct _atom_site_symmetry_multiplicity",
         )
     found: list[Crystal] = []
     problem: CrystalError | None = None
@@ -101,7 +100,7 @@ def read_careful(block: cif.Block) -> Sites:
         raise CrystalError(
             "the space group is given by a symbol or number with two origin choices, and both "
             "give a possible crystal",
-            _WRITE_SYMOPS,
+            WRITE_SYMOPS,
         )
     parameters = found[0].to_pymatgen().lattice.parameters
     lattice = cell_matrix(parameters)
@@ -252,47 +251,6 @@ def _declared(tags: Tags) -> tuple[str, dict[int, int], float | None] | None:
     return formula, {k: int(n) for k, n in counts.items()}, None if z is None else cif.as_number(z)
 
 
-def _settings(tags: Tags) -> list[list[str]]:
-    """Return the possible lists of operations: one if the file says which, two for two origins."""
-    for tag in SYMOP_TAGS:
-        texts = tags.values(tag)
-        if texts and not all(cif.is_null(text) for text in texts):
-            return [texts]
-    hall = tags.text(*_HALL_TAGS)
-    if hall is not None:
-        try:
-            return [[op.triplet() for op in gemmi.symops_from_hall(hall)]]
-        except (RuntimeError, ValueError):
-            pass
-    name, number = tags.text(*_NAME_TAGS), tags.text(*_NUMBER_TAGS)
-    if name is None and number is None:
-        return [["x,y,z"]]
-    return [[op.triplet() for op in g.operations()] for g in _space_groups(tags, name, number)]
-
-
-def _space_groups(tags: Tags, name: str | None, number: str | None) -> list[gemmi.SpaceGroup]:
-    alpha, gamma = (
-        cif.as_number(tags.text(f"_cell_angle_{k}") or "90") for k in ("alpha", "gamma")
-    )
-    if name is None:
-        reference = gemmi.find_spacegroup_by_number(int(cif.as_number(number or "", 0.0)))
-        name = None if reference is None else reference.hm
-    group = None if name is None else gemmi.find_spacegroup_by_name(name, alpha, gamma)
-    if group is None:
-        raise CrystalError(
-            f"unknown space group {name or number!r}, and there are no symmetry operations",
-            _WRITE_SYMOPS,
-        )
-    if number is not None and cif.as_number(number) != group.number:
-        raise CrystalError(
-            f"space group {name!r} is number {group.number}, but the file says {number}",
-            _WRITE_SYMOPS,
-        )
-    if ":" in (name or "") or group.ext not in {"1", "2"}:
-        return [group]
-    return [g for g in gemmi.spacegroup_table() if g.hm == group.hm and g.ext in {"1", "2"}]
-
-
 def _read_setting(
     name: str,
     tags: Tags,
@@ -300,9 +258,40 @@ def _read_setting(
     declared: tuple[str, dict[int, int], float | None] | None,
 ) -> Crystal:
     """Let pymatgen read the essentials with given operations, and check what it makes of them."""
+    block = _essentials(name, tags, operations)
+    if len(operations) * len(tags.values(FRACT_TAGS[0])) > LARGE:
+        crystal = _read_large(block)
+    else:
+        crystal = _read_with_pymatgen(block.as_string())
+    if declared is not None:
+        formula, counts, z = declared
+        if not agrees(crystal.numbers, counts, z):
+            units = "" if z is None else f" with Z = {z:g}"
+            cell = crystal.to_ase().symbols.formula.format("metal")
+            raise CrystalError(
+                f"the atoms and symmetry operations give {cell!r} per cell, but the file declares "
+                f"{formula!r}{units}",
+                "complete the atoms (hydrogen?) or the symmetry operations, or remove "
+                "_chemical_formula_sum and _cell_formula_units_Z if they are wrong",
+            )
+    return crystal
+
+
+def _read_large(block: cif.Block) -> Crystal:
+    """Read what would take pymatgen minutes, if what is essential in it is plain."""
+    found = read_fast(block)
+    if found is None:
+        raise CrystalError(
+            f"too large: a block that is not plain may have {LARGE} atoms at most",
+            "write element symbols, occupancies of 1 and the symmetry operations, or P1",
+            kind=ErrorKind.TOO_LARGE,
+        )
+    return Crystal(*found)
+
+
+def _read_with_pymatgen(text: str) -> Crystal:
     from pymatgen.io.cif import CifParser
 
-    text = _essentials(name, tags, operations).as_string()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -322,16 +311,6 @@ def _read_setting(
             ) from error
     crystal = Crystal.from_pymatgen(structure)
     _check_overlap(crystal, structure.distance_matrix)
-    if declared is not None:
-        formula, counts, z = declared
-        if not agrees(crystal.numbers, counts, z):
-            units = "" if z is None else f" with Z = {z:g}"
-            raise CrystalError(
-                f"the atoms and symmetry operations give {structure.composition.formula!r} per "
-                f"cell, but the file declares {formula!r}{units}",
-                "complete the atoms (hydrogen?) or the symmetry operations, or remove "
-                "_chemical_formula_sum and _cell_formula_units_Z if they are wrong",
-            )
     return crystal
 
 

@@ -16,7 +16,8 @@ import gemmi
 import numpy as np
 from gemmi import cif
 
-from matxfer.crystal import MIN_DISTANCE_ANGSTROM
+from matxfer.crystal import MIN_DISTANCE_ANGSTROM, CrystalError
+from matxfer.errors import ErrorKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,9 @@ MIN_PLANE_SPACING_ANGSTROM = 1.0
 OCCUPANCY_TOLERANCE = 1e-4
 #: Bounds the temporary arrays of the expansion to a few MB.
 MAX_PAIRS = 200_000
+#: Distances between sites and images that are looked at, about a second.
+MAX_DISTANCES = 50_000_000
+MAX_IMAGES = 2_000_000
 
 CELL_TAGS = tuple(f"_cell_{kind}" for kind in ("length_a", "length_b", "length_c")) + tuple(
     f"_cell_{kind}" for kind in ("angle_alpha", "angle_beta", "angle_gamma")
@@ -43,6 +47,7 @@ SYMOP_TAGS = ("_space_group_symop_operation_xyz", "_symmetry_equiv_pos_as_xyz")
 #: Signs of a magnetic structure, whose operations act on moments too.
 MAGNETIC_MARKS = ("_magn", "_atom_site_moment", "_cell_modulation", "_cell_wave_vector")
 
+_DECISIVE = ("_cell_", "_atom_site_", "_symmetry_", "_space_group_", "_chemical_formula_sum")
 _TYPE_SYMBOL = re.compile(r"([A-Z][a-z]?)(?:\d*[+-]|[+-]\d+)?")
 _LABEL = re.compile(r"([A-Z][a-z]?)\d*")
 _FORMULA_PART = re.compile(r"([A-Z][a-z]?)(\d*)(?:\s+|$)")
@@ -51,18 +56,30 @@ _FORMULA_PART = re.compile(r"([A-Z][a-z]?)(\d*)(?:\s+|$)")
 class Tags:
     """The items of a CIF block by lower-case tag (CIF tags ignore case)."""
 
-    __slots__ = ("columns", "pairs")
+    __slots__ = ("columns", "doubled", "pairs")
 
     def __init__(self, block: cif.Block) -> None:
         self.pairs: dict[str, str] = {}
         self.columns: dict[str, tuple[cif.Loop, int]] = {}
+        #: Items of the structure that stand twice: libraries differ in which they take.
+        self.doubled: list[str] = []
         for item in block:
             pair = cast("list[str] | None", item.pair)
             if pair is not None:
-                self.pairs[pair[0].lower()] = pair[1]
+                tag = pair[0].lower()
+                if tag in self or (not pair[1] and tag.startswith(_DECISIVE)):
+                    self._double(tag, pair[1])
+                self.pairs[tag] = pair[1]
             elif (loop := item.loop) is not None:
-                for index, tag in enumerate(loop.tags):
-                    self.columns[tag.lower()] = (loop, index)
+                for index, name in enumerate(loop.tags):
+                    tag = name.lower()
+                    if tag in self:
+                        self._double(tag, None)
+                    self.columns[tag] = (loop, index)
+
+    def _double(self, tag: str, value: str | None) -> None:
+        if tag.startswith(_DECISIVE) and (value is None or self.pairs.get(tag) != value):
+            self.doubled.append(tag)
 
     def __contains__(self, tag: str) -> bool:
         return tag in self.columns or tag in self.pairs
@@ -105,7 +122,8 @@ def read_fast(block: cif.Block) -> Sites | None:
     to decide.
     """
     tags = Tags(block)
-    if any(tag not in tags.columns for tag in FRACT_TAGS) or tags.any_marked(MAGNETIC_MARKS):
+    present = all(tag in tags.columns for tag in FRACT_TAGS)
+    if not present or tags.doubled or tags.any_marked(MAGNETIC_MARKS):
         return None
     numbers = _numbers(tags)
     operations = _operations(tags)
@@ -188,8 +206,19 @@ def expand(
     -------
     Fractional coordinates (n, 3) and the index of the site each atom comes from (n,); or None if
     atoms come closer than 0.5 Å without being clearly the same, or if the sites overlap.
+
+    Raises
+    ------
+    CrystalError
+        If there are more than two million images.
     """
     g, m = len(rotations), len(frac)
+    if g * m > MAX_IMAGES:
+        raise CrystalError(
+            f"too large: {m} sites and {g} symmetry operations",
+            "use a smaller cell",
+            kind=ErrorKind.TOO_LARGE,
+        )
     if (1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0)).min() < MIN_PLANE_SPACING_ANGSTROM:
         return None
     images = _images(frac, rotations, translations)
@@ -199,7 +228,8 @@ def expand(
     stays = distance2 < SAME_SITE_ANGSTROM**2
     if ((distance2 < MIN_DISTANCE_ANGSTROM**2) & ~stays).any():
         return None
-    if m > 1 and _sites_overlap(lattice, frac, images):
+    # Of large ones only the graph is asked for overlaps: here it takes time quadratic in m.
+    if m > 1 and m * m * g <= MAX_DISTANCES and _sites_overlap(lattice, frac, images):
         return None
     order = stays.sum(axis=1)  # (m,) order of each site's symmetry group
     special = frac + (own * stays[..., None]).sum(axis=1) / order[:, None]
@@ -284,9 +314,9 @@ def _parse_operations(
     try:
         operations = [gemmi.Op(triplet).wrap() for triplet in triplets]
         group = gemmi.GroupOps(operations)
+        group.add_missing_elements()
     except (RuntimeError, ValueError):
         return None
-    group.add_missing_elements()
     names = {op.triplet() for op in operations}
     if len(group) != len(operations) or len(names) != len(operations) or "x,y,z" not in names:
         return None

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from matxfer.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 CIF = (".cif", ".mcif")
 TABLES = (".parquet", ".csv", ".csv.gz")
@@ -87,6 +93,24 @@ def standard_input(kind: str) -> str:
         One of :data:`STREAMED`.
     """
     return f"{kind}:-"
+
+
+def with_standard_input(inputs: Iterable[str], kind: str | None) -> list[str]:
+    """Return inputs of a command line, ``-`` said with its format.
+
+    Raises
+    ------
+    OptionError
+        If a format is given without ``-``, or ``-`` twice or without a format of :data:`STREAMED`.
+    """
+    inputs = list(inputs)
+    if ("-" in inputs) != (kind is not None) or inputs.count("-") > 1:
+        raise OptionError(
+            "standard input: give one - and --input-format cif, poscar, extxyz, jsonl"
+        )
+    if kind is not None and kind not in STREAMED:
+        raise OptionError(f"--input-format {kind!r}: use one of {', '.join(STREAMED)}")
+    return [standard_input(kind) if kind and name == "-" else name for name in inputs]
 
 
 def streamed_kind(path: PurePath) -> str | None:
