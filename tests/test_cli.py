@@ -20,6 +20,7 @@ import matxfer.cli
 import matxfer.model
 from matxfer.evaluation import evaluate
 from matxfer.prediction import LEADING_COLUMNS, TRAILING_COLUMNS, predict
+from matxfer.readers import read_file
 from matxfer.transfer.finetune import finetune
 
 TARGET = "debye_temperature_k"
