@@ -415,3 +415,21 @@ def test_ase_database_is_read_a_page_at_a_time(
     entries = list(read_file(path))
     assert [e.frame for e in entries if e.error is not None] == [4, 6]
     assert len(entries) == 9
+
+
+def test_a_database_whose_ids_do_not_ascend_has_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As damaged indices can make it: a page that ends before it began, again and again."""
+    path = tmp_path / "a.db"
+    with ase.db.connect(path) as database:
+        for _ in range(3):
+            database.write(NACL.to_ase())
+    real = matxfer.readers.ase_database._select
+
+    def turned(*args):
+        return real(*args)[::-1]
+
+    monkeypatch.setattr(matxfer.readers.ase_database, "_select", turned)
+    (entry,) = read_file(path)
+    assert "do not ascend" in str(entry.error)

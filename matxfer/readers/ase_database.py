@@ -65,6 +65,8 @@ def _paged(database: Any) -> Iterator[AtomsRow | CrystalError]:
         ids = [row.id for row in _select(database, f"id>{last}", ["id"], _PAGE)]
         if not ids:
             return
+        if ids != sorted(set(ids)) or ids[0] <= last:  # or there would be no end
+            raise CrystalError("the database is damaged: its ids do not ascend", "write it again")
         try:
             page: Sequence[AtomsRow | CrystalError] = _select(
                 database, f"id>{last}", list(_COLUMNS), _PAGE
