@@ -6,6 +6,7 @@ import os
 import signal
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import ase.io
@@ -141,10 +142,17 @@ def test_a_worker_killed_by_others_costs_nothing(tiny_model, table_crystals, pla
     assert ids == plain[0]
 
 
-def test_a_worker_that_cannot_start(tiny_model, table_crystals, monkeypatch):
-    monkeypatch.setattr("matxfer.batch.stream.pickle.dumps", lambda _: b"no pickle")
+class DiesOnArrival:
+    """Ends the process that it is sent to."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_a_worker_that_cannot_start(tiny_model, table_crystals):
+    setup = replace(setup_of(tiny_model), preparation=DiesOnArrival())
     with pytest.raises(ValueError, match="worker processes die before they work"):
-        rows_with(setup_of(tiny_model), table_crystals[:3])
+        rows_with(setup, table_crystals[:3])
 
 
 def test_threads_of_workers(monkeypatch):
@@ -362,10 +370,10 @@ def test_large_and_small_cells_side_by_side(tiny_model, table_crystals):
 
 
 def test_too_large(tiny_model, table_crystals):
-    collapsed = Crystal(0.02 * np.eye(3) * 10, [11], [[0, 0, 0]], id="collapsed")
-    tiny_cell = Crystal(0.15 * np.eye(3), [11] * 40, np.random.default_rng(0).random((40, 3)))
+    collapsed = Crystal(4 * np.eye(3), [11] * 2, [[0, 0, 0], [0.01, 0, 0]], id="collapsed")
+    many = Crystal(9.0 * np.eye(3), [11] * 40, np.random.default_rng(0).random((40, 3)))
     options = BatchOptions(max_atoms=4)
-    inputs = as_inputs([*table_crystals[:3], collapsed, tiny_cell])
+    inputs = as_inputs([*table_crystals[:3], collapsed, many])
     rows = list(Predictor(tiny_model).rows(inputs, options))
     assert [row["error_kind"] for row in rows] == [
         "too_large", None, None, "overlapping_atoms", "too_large",

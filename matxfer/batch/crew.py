@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from matxfer.batch.units import Unit
+    from matxfer.batch.work import Setup
 
 #: Units that may be done or in work before the first of them has been handed out: one slow
 #: structure holds nobody up while the others fill this many.
@@ -62,8 +63,8 @@ class Crew:
     ----------
     size
         How many.
-    setup_bytes
-        A pickled :class:`matxfer.batch.work.Setup`.
+    setup
+        What a worker needs; its weights are shared with the workers, not copied.
     choose
         Given a unit and the keys of its structures, returns which need computing; called in the
         order of the units.
@@ -74,12 +75,12 @@ class Crew:
     def __init__(
         self,
         size: int,
-        setup_bytes: bytes,
+        setup: Setup,
         choose: Callable[[Unit, list[bytes | None]], list[int]],
         timeout_s: float | None = None,
     ) -> None:
         self.size, self.choose, self.timeout_s = size, choose, timeout_s
-        self._setup = setup_bytes
+        self._setup = setup
         # Spawned, not forked: forking a process that has started torch's threads can deadlock.
         self._context = get_context("spawn")
         self._workers: list[_Worker] = []
@@ -226,7 +227,7 @@ class Crew:
     def _hire(self) -> _Worker:
         ours, theirs = self._context.Pipe()
         numbers = self._context.RawArray("d", Board.SIZE)
-        with worker.one_thread_each():
+        with worker.one_thread_each(), worker.deaf_to_interrupts():
             process = self._context.Process(
                 target=worker.main, args=(theirs, numbers, self._setup), daemon=True
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -73,7 +72,7 @@ def _done(
     assert setup.model is not None
     on_cpu = setup.model.device.type == "cpu"
     theirs = setup if on_cpu else Setup(setup.preparation, None, [], setup.properties)
-    crew = Crew(workers, pickle.dumps(theirs), known.choose, timeout_s)
+    crew = Crew(workers, theirs, known.choose, timeout_s)
     with threads(1 if on_cpu else torch.get_num_threads()):
         yield from crew.run(iter(units))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
+import threading
 import time
 from collections import deque
 from contextlib import contextmanager
@@ -99,9 +99,25 @@ def one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def main(pipe: Connection, numbers: Any, setup_bytes: bytes) -> None:
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Let processes that are started meanwhile never hear Ctrl-C.
+
+    It goes to the whole group; the main process decides what becomes of the work in hand. A
+    process that is told so only once it runs may hear it before, in the middle of its own start.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def main(pipe: Connection, numbers: Any, setup: Setup) -> None:
     """Do units until the pipe ends."""
-    # Ctrl-C goes to the whole group; the main process decides what becomes of the work in hand.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
@@ -109,8 +125,6 @@ def main(pipe: Connection, numbers: Any, setup_bytes: bytes) -> None:
 
     torch.set_num_threads(1)
     keep_large_blocks()
-    # Not from a file: the main process has made these bytes a moment ago.
-    setup: Setup = pickle.loads(setup_bytes)  # noqa: S301
     board, inbox = Board(numbers), Inbox(pipe)
     try:
         pipe.send((READY, None))

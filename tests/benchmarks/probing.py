@@ -28,13 +28,13 @@ import statistics
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from _table import Table, add_common_arguments, facts, write_tables
-from transfer import untrained
 
 from matxfer.crystal import MAX_ATOMIC_NUMBER, Crystal
 from matxfer.data.loader import edge_budget_batches
@@ -42,6 +42,7 @@ from matxfer.data.packed import PackedGraphs
 from matxfer.data.store import cache_folder
 from matxfer.graph import GraphArrays, GraphOptions, build_graph
 from matxfer.model import DEFAULT_MODEL, Model, load_model
+from matxfer.nn.network import EdgeGatedNetwork
 from matxfer.readers import crystals_of_table, load_table
 
 if TYPE_CHECKING:
@@ -66,6 +67,14 @@ SOURCE = "mp_formation_energy"
 
 
 # -- targets ----------------------------------------------------------------------------------
+def untrained(model: Model, seed: int) -> Model:
+    """Return a model of the same shape with random weights and no heads."""
+    torch.manual_seed(seed)
+    network = EdgeGatedNetwork.from_config(model.backbone.config())
+    card = deepcopy(model.card) | {"name": "random", "sha256": ""}
+    return Model(network, [], model.elements, card).eval().requires_grad_(False)
+
+
 def local_targets(crystal: Crystal) -> NDArray[np.float64]:
     """Return the targets of every atom of the cell, shape (n_sites, 5), NaN where there is none.
 
