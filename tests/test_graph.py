@@ -61,7 +61,10 @@ def random_crystal(rng, n, scale):
     """Return a random cell with atoms at least 0.8 Å apart."""
     while True:
         lattice = scale * (np.eye(3) + 0.35 * rng.normal(size=(3, 3)))
-        crystal = Crystal(lattice, rng.integers(1, 90, n), rng.uniform(-1.5, 1.5, (n, 3)))
+        words = lattice, rng.integers(1, 90, n), rng.uniform(-1.5, 1.5, (n, 3))
+        if abs(np.linalg.det(lattice)) < 4 * n:
+            continue
+        crystal = Crystal(*words)
         if crystal.volume_angstrom3 > 4 * n and not len(neighbor_list(crystal, 0.8)[0]):
             return crystal
 
