@@ -23,7 +23,7 @@ MIN_DISTANCE_ANGSTROM = 0.5
 MIN_VOLUME_PER_ATOM_ANGSTROM3 = MIN_DISTANCE_ANGSTROM**3 / 2**0.5
 #: Beyond these no crystal is meant, and searches for neighbours overflow or never end.
 MAX_LENGTH_ANGSTROM = 1e4
-MIN_PLANE_SPACING_ANGSTROM = 0.01
+MAX_SEARCH_STEPS = 1e8
 MAX_FRACTION = 1e6
 
 
@@ -304,6 +304,15 @@ def overlap_error(
     )
 
 
+def _search_steps(lattice: NDArray[np.float64], n_sites: int) -> float:
+    """Return about how many pairs a search for neighbours within 6 Å looks at, 6 ns each.
+
+    That is so in narrow cells, of which many images lie within the radius; others have bins.
+    """
+    images = float(np.prod(1.0 + 12.0 * np.linalg.norm(np.linalg.inv(lattice), axis=0)))
+    return images * n_sites**2 if images > 1e4 else 0.0
+
+
 def _check(
     lattice: NDArray[np.float64],
     numbers: NDArray[np.float64],
@@ -334,10 +343,8 @@ def _check(
         )
     longest = float(np.linalg.norm(lattice, axis=1).max())
     # No spacing of lattice planes is below volume / longest²: mostly there is no more to compute.
-    narrow = volume < MIN_PLANE_SPACING_ANGSTROM * longest**2 and (
-        1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0).max() < MIN_PLANE_SPACING_ANGSTROM
-    )
-    if longest > MAX_LENGTH_ANGSTROM or narrow:
+    skewed = volume < longest**2 and _search_steps(lattice, numbers.size) > MAX_SEARCH_STEPS
+    if longest > MAX_LENGTH_ANGSTROM or skewed:
         raise CrystalError(
             f"the cell is degenerate: its longest vector is {longest:.3g} Å, its volume "
             f"{volume:.3g} Å³",

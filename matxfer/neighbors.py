@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from matxfer.crystal import Crystal
 
 
+_MAX_BINS = 5e4
+
+
 def neighbor_list(
     crystal: Crystal, cutoff_angstrom: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
@@ -38,8 +41,34 @@ def neighbor_list(
     from vesin import NeighborList
 
     # One thread: many short calls, often from several worker processes at once.
-    search = NeighborList(cutoff=cutoff_angstrom, full_list=True, sorted=True, n_threads=1)
+    positions = crystal.cart_coords
+    radius = _radius(positions, crystal.lattice, cutoff_angstrom)
+    search = NeighborList(cutoff=radius, full_list=True, sorted=True, n_threads=1)
     receiver, sender, vector, distance = search.compute(
-        crystal.cart_coords, crystal.lattice, np.array(crystal.pbc), "ijDd"
+        positions, crystal.lattice, np.array(crystal.pbc), "ijDd"
     )
+    if radius > cutoff_angstrom:
+        near = distance < cutoff_angstrom
+        receiver, sender, vector = receiver[near], sender[near], vector[near]
+        distance = distance[near]
     return receiver.astype(np.int64), sender.astype(np.int64), vector, distance
+
+
+def _radius(
+    positions: NDArray[np.float64], lattice: NDArray[np.float64], cutoff_angstrom: float
+) -> float:
+    """Return the radius to search within: larger than the cutoff in a vast box.
+
+    vesin (0.6) sorts the atoms into bins no smaller than the cutoff. Where these would be more than
+    10⁵ it takes fewer, in proportion, and of a flat box none along the short axis: it divides by
+    zero, which ends the process.
+    """
+    longest = max(float(np.linalg.norm(lattice, axis=1).max()), float(np.ptp(positions, 0).max()))
+    if longest < _MAX_BINS ** (1 / 3) * cutoff_angstrom:
+        return cutoff_angstrom
+    inverse = np.linalg.inv(lattice)
+    spread = np.ptp(positions @ inverse, axis=0)
+    size = np.maximum(spread, 1.0) / np.linalg.norm(inverse, axis=0)
+    while np.prod(np.maximum(size / cutoff_angstrom, 1.0)) > _MAX_BINS:
+        cutoff_angstrom *= 1.25
+    return cutoff_angstrom

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pymatgen.io.cif import CifWriter
 
 from matxfer.crystal import Crystal, CrystalError
+from matxfer.neighbors import neighbor_list
 from matxfer.pretraining.config import ConfigError, read_config
 from matxfer.readers import read_file
 from matxfer.readers.cif_fast import read_fast
@@ -147,9 +148,40 @@ def test_numbers_beyond_measure_are_no_crystals(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_cells_that_end_the_neighbour_search(lattice, frac, pbc, word) -> None:
-    """Some of these end vesin 0.4 with a floating point exception, and the process with it."""
+    """Some of these end vesin 0.6 with a floating point exception, and the process with it."""
     with pytest.raises(CrystalError, match=word):
         Crystal(lattice, [26] * len(frac), frac, pbc)
+
+
+@pytest.mark.parametrize("pbc", [True, False, (True, False, True)])
+@pytest.mark.parametrize("cell", [(9000, 9000, 3), (9000, 0.9, 9000), (4000, 9000, 30)])
+def test_vast_flat_cells_do_not_end_the_process(cell, pbc) -> None:
+    """A division by zero in vesin 0.6; the pairs are known from the way they were placed."""
+    frac = np.array([[0.1, 0.2, 0.3], [0.6, 0.7, 0.4], [0, 0, 0]])
+    frac[2] = frac[0] + 0.4 * np.eye(3)[0] / cell[0]
+    crystal = Crystal(np.diag(cell), [26, 8, 1], frac, pbc)
+    receiver, sender, _, distance = neighbor_list(crystal, 0.5)
+    assert list(zip(receiver, sender, strict=True)) == [(0, 2), (2, 0)]
+    np.testing.assert_allclose(distance, 0.4, atol=1e-9)
+
+
+def test_random_cells_take_no_time_or_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    kept = 0
+    started = time.process_time()
+    for k in range(150):
+        lattice = rng.normal(size=(3, 3)) * 10 ** rng.uniform(0, 3.9, (3, 1))
+        if k % 2:
+            lattice[2] = rng.normal(size=2) @ lattice[:2]  # nearly in the plane of the others
+            lattice[2] += rng.normal(size=3) * 10 ** rng.uniform(-3, 0)
+        try:
+            crystal = Crystal(lattice, [26, 8], [[0, 0, 0], [0.4, 0.3, 0.2]])
+        except CrystalError:
+            continue
+        kept += 1
+        neighbor_list(crystal, 6.0)
+    assert 50 < kept < 150
+    assert time.process_time() - started < 40
 
 
 def test_odd_but_real_cells_are_kept() -> None:
