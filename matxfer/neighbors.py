@@ -42,10 +42,11 @@ def neighbor_list(
 
     # One thread: many short calls, often from several worker processes at once.
     positions = crystal.cart_coords
-    radius = _radius(positions, crystal.lattice, cutoff_angstrom)
+    periodic = np.array(crystal.pbc)
+    radius = _radius(positions, crystal.lattice, periodic, cutoff_angstrom)
     search = NeighborList(cutoff=radius, full_list=True, sorted=True, n_threads=1)
     receiver, sender, vector, distance = search.compute(
-        positions, crystal.lattice, np.array(crystal.pbc), "ijDd"
+        positions, crystal.lattice, periodic, "ijDd"
     )
     if radius > cutoff_angstrom:
         near = distance < cutoff_angstrom
@@ -55,7 +56,10 @@ def neighbor_list(
 
 
 def _radius(
-    positions: NDArray[np.float64], lattice: NDArray[np.float64], cutoff_angstrom: float
+    positions: NDArray[np.float64],
+    lattice: NDArray[np.float64],
+    periodic: NDArray[np.bool_],
+    cutoff_angstrom: float,
 ) -> float:
     """Return the radius to search within: larger than the cutoff in a vast box.
 
@@ -67,8 +71,9 @@ def _radius(
     if longest < _MAX_BINS ** (1 / 3) * cutoff_angstrom:
         return cutoff_angstrom
     inverse = np.linalg.inv(lattice)
-    spread = np.ptp(positions @ inverse, axis=0)
-    size = np.maximum(spread, 1.0) / np.linalg.norm(inverse, axis=0)
+    # Along periodic axes the atoms are wrapped into the cell; the box holds all along the others.
+    spread = np.where(periodic, 1.0, np.maximum(np.ptp(positions @ inverse, axis=0), 1.0))
+    size = spread / np.linalg.norm(inverse, axis=0)
     while np.prod(np.maximum(size / cutoff_angstrom, 1.0)) > _MAX_BINS:
         cutoff_angstrom *= 1.25
     return cutoff_angstrom

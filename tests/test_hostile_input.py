@@ -165,6 +165,14 @@ def test_vast_flat_cells_do_not_end_the_process(cell, pbc) -> None:
     np.testing.assert_allclose(distance, 0.4, atol=1e-9)
 
 
+def test_atoms_far_outside_of_a_periodic_cell_take_no_time() -> None:
+    frac = [[0, 0, 0], [95_000, 400_000.5, 0.5]]
+    started = time.process_time()
+    *_, distance = neighbor_list(Crystal(4 * np.eye(3), [26, 8], frac), 3.0)
+    assert time.process_time() - started < 5
+    np.testing.assert_allclose(distance, [2 * 2**0.5] * 8, atol=1e-6)
+
+
 def test_random_cells_take_no_time_or_are_refused() -> None:
     rng = np.random.default_rng(0)
     kept = 0
