@@ -116,6 +116,7 @@ def predict(
     """  # noqa: D301 - the escape tells click to leave the block as it is
     from matxfer.batch.prepare import MAX_ATOMS
     from matxfer.campaign.share import share_of
+    from matxfer.output import output_format
     from matxfer.prediction import BatchOptions, Predictor
     from matxfer.readers import with_standard_input
     from matxfer.screening import Screen
@@ -129,6 +130,8 @@ def predict(
     options = BatchOptions(structure_column, workers, timeout, atoms, cache)
     inputs = with_standard_input(inputs, input_format)
     if folder is None:
+        if output is not None:
+            output_format(output)  # a wrong suffix is told before a model is loaded
         predictor = Predictor(model, plugin or [])
         chosen = columns and [name.strip() for name in columns.split(",")]
         screen = Screen(predictor.columns, where=where, sort_by=sort_by, top=top, columns=chosen)
@@ -186,8 +189,6 @@ def _into_one(
     import matxfer.output as out
     from matxfer.output_structures import with_crystals
 
-    if output is not None:
-        out.output_format(output)
     kinds: dict[str, int] = {}
     rows = _tallied(predictor.rows(inputs, options), kinds, strict=strict)
     with _strictly(), plain_warnings():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from matxfer.batch.units import Unit
+    from matxfer.columns import Row
     from matxfer.model import Model
 
 #: Columns before and after the properties.
@@ -38,9 +39,6 @@ CHUNK = 256
 _STRUCTURES_FOR_WORKERS = 2000
 #: Seconds that a structure may take in a worker process.
 TIMEOUT_S = 300.0
-
-#: One row of a prediction: column → value; missing values are None.
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from matxfer.batch.units import Unit
-    from matxfer.prediction import Row
+    from matxfer.columns import Row
 
 #: Structures per part, unless the user says otherwise: about half a minute of work on two cores.
 PART_SIZE = 20_000
