@@ -1,0 +1,76 @@
+"""How a potential is trained, as one checked object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from matxfer.options import COUNT, NOT_NEGATIVE, PART, POSITIVE, check_choice, check_ranges
+
+RETENTION = ("none", "ewc")
+
+
+@dataclass(frozen=True, slots=True)
+class PotentialConfig:
+    """How a potential or a plugin of one is trained.
+
+    Parameters
+    ----------
+    freeze
+        Number K of frozen layers, 0 … L.
+    retain, strength
+        ``"ewc"`` holds the weights that the general potential needs, with λ.
+    energy_weight, force_weight, stress_weight
+        Weights in the loss of errors in eV/atom, eV/Å and eV/Å³.
+    huber_delta
+        Errors beyond it count linearly, in the same units.
+    epochs, max_edges
+        Passes, and neighbours of a batch.
+    learning_rate, layer_decay, head_learning_rate
+        Rate of the last layer, of each layer over the one above, of the energy's readout.
+    average
+        Decay per step of the running average of the weights that is kept; 0: none.
+    weight_decay
+        On the readout.
+    warmup_fraction
+        Part of the steps in which the rates rise.
+    max_force_ev_per_a
+        Frames with a larger force on an atom are left out of training.
+    seed
+        Of order and split.
+    """
+
+    freeze: int = 0
+    retain: str = "none"
+    strength: float = 1.0
+    energy_weight: float = 1.0
+    force_weight: float = 1.0
+    stress_weight: float = 10.0
+    huber_delta: float = 0.02
+    epochs: int = 60
+    max_edges: int = 8000
+    learning_rate: float = 1e-3
+    layer_decay: float = 0.9
+    head_learning_rate: float = 2e-3
+    average: float = 0.99
+    weight_decay: float = 1e-3
+    warmup_fraction: float = 0.05
+    max_force_ev_per_a: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("retain", self.retain, RETENTION)
+        check_ranges(self, _RANGES)
+
+
+_RANGES = {
+    **dict.fromkeys(("epochs", "max_edges"), COUNT),
+    **dict.fromkeys(
+        ("learning_rate", "layer_decay", "head_learning_rate", "huber_delta", "max_force_ev_per_a"),
+        POSITIVE,
+    ),
+    **dict.fromkeys(
+        ("freeze", "strength", "energy_weight", "force_weight", "stress_weight", "weight_decay",
+         "seed"), NOT_NEGATIVE,
+    ),
+    **dict.fromkeys(("average", "warmup_fraction"), PART),
+}  # fmt: skip

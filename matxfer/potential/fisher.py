@@ -1,0 +1,62 @@
+"""Fisher information of a potential: how much each weight matters to energies and forces."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from matxfer.fisher import output_fisher
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    import numpy as np
+    from torch import Tensor
+
+    from matxfer.data.batch import GraphBatch
+    from matxfer.potential.model import Potential
+    from matxfer.potential.packed import PackedFrames
+
+
+def potential_fisher(
+    potential: Potential,
+    frames: PackedFrames,
+    rows: NDArray[np.int64],
+    noise: dict[str, float],
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Return the mean diagonal Fisher information of the layers per frame.
+
+    A frame has one energy per atom and 3n forces. With a random vector v of unit variance per
+    component, the squared gradient of v·F has the sum over all forces of squared gradients as its
+    mean (Hutchinson's estimator), so one differentiation tells of all 3n of them.
+
+    Parameters
+    ----------
+    potential
+        The potential.
+    frames, rows
+        Frames to average over.
+    noise
+        σ of ``"energy"`` in eV/atom and of ``"forces"`` in eV/Å, the spread of its errors.
+    seed
+        Of the random vectors.
+
+    Returns
+    -------
+    dict
+        ``"energy/<backbone parameter>"`` and ``"forces/…"`` → tensor of the parameter's shape.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def outputs(graphs: GraphBatch) -> dict[str, Tensor]:
+        response = potential.respond(graphs, create_graph=True)
+        forces = response.forces_ev_per_a
+        v = torch.randn(forces.shape, generator=generator).to(forces)
+        return {
+            "energy": response.energy_ev / len(graphs.z),
+            "forces": (v * forces).sum()[None],
+        }
+
+    potential.eval()
+    return output_fisher(potential.backbone, outputs, frames.graphs, rows, noise)

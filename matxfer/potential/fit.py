@@ -1,0 +1,270 @@
+"""Making a general potential from a property model, and a plugin from a general potential."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from matxfer.errors import OptionError
+from matxfer.fisher import total_fisher
+from matxfer.model import load_model
+from matxfer.potential.config import PotentialConfig
+from matxfer.potential.errors import measure
+from matxfer.potential.fisher import potential_fisher
+from matxfer.potential.frames import Frames, read_frames
+from matxfer.potential.model import Potential, load_potential, potential_from
+from matxfer.potential.packed import PackedFrames
+from matxfer.potential.plugin import PotentialPlugin
+from matxfer.potential.references import fit_references, shift_references
+from matxfer.potential.training import train_potential
+from matxfer.provenance import provenance
+from matxfer.transfer.ewc import EWCPenalty
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pandas as pd
+
+    Progress = Callable[[int], None]
+    OnBest = Callable[[dict[str, float]], None]
+
+#: Frames over which Fisher information is averaged.
+FISHER_FRAMES = 500
+
+
+def make_potential(
+    table: str | Path | pd.DataFrame | Frames,
+    folder: str | Path,
+    *,
+    model: str | Path | None = "mp-small",
+    architecture: dict[str, Any] | None = None,
+    split_column: str | None = None,
+    where: dict[str, list[Any]] | None = None,
+    licence: str = "",
+    on_graphs: Progress | None = None,
+    on_best: OnBest | None = None,
+    **options: Any,
+) -> Potential:
+    """Train a general potential on frames and write it to a folder.
+
+    Parameters
+    ----------
+    table
+        Frames, see :func:`matxfer.potential.frames.read_frames`.
+    folder
+        Where to; the best epoch so far is there from the first one on.
+    model
+        Property model whose layers are the start, or a potential to go on with; None: random
+        layers in the shape of ``architecture``.
+    split_column, where
+        Column of the split; values that a row must have in other columns.
+    licence
+        Of the data, for the card.
+    on_graphs, on_best
+        Called per graph, and with the validation errors of each best epoch.
+    options
+        Of :class:`PotentialConfig`.
+    """
+    config = PotentialConfig(**options)
+    torch.manual_seed(config.seed)
+    started = time.monotonic()
+    potential = _start(model, architecture)
+    frames, packed = _packed(table, split_column, where, config, potential, on_graphs)
+    train = packed.rows("train")
+    if not isinstance(model, str | Path) or not _is_potential(model):
+        fit_references(potential, packed)
+    potential.elements |= {int(z) for z in np.unique(packed.graphs.select(train).numbers)}
+    _trainable(potential, config.freeze)
+    potential.card |= {
+        "data": {
+            "frames": Path(frames.source).name,
+            "split_column": split_column,
+            "where": where or {},
+            "rows": _counts(packed),
+            "licence": licence,
+        },
+        "start": str(model) if model else "random",
+        "configuration": asdict(config),
+    }
+
+    def keep(best: Potential, figures: dict[str, float]) -> None:
+        best.card["validation"] = figures
+        best.save(folder)
+        if on_best is not None:
+            on_best(figures)
+
+    fit = train_potential(potential, packed, config, on_best=keep)
+    potential.requires_grad_(False)
+    validation = measure(potential, packed, "val")
+    noise = {
+        "energy": validation["energy_rmse_ev_per_atom"],
+        "forces": validation["forces_rmse_ev_per_a"],
+    }
+    chosen = np.random.default_rng(config.seed).permutation(train)[:FISHER_FRAMES]
+    fisher = total_fisher(potential_fisher(potential, packed, chosen, noise))
+    potential.card |= {
+        "validation": validation,
+        "test": measure(potential, packed, "test"),
+        "fisher": {"samples": len(chosen), "noise": noise, "n_source": len(train)},
+        "epochs": len(fit.history),
+        "provenance": provenance(time.monotonic() - started),
+    }
+    potential.save(folder, fisher)
+    return potential
+
+
+def finetune_potential(
+    table: str | Path | pd.DataFrame | Frames,
+    folder: str | Path | None = None,
+    *,
+    potential: str | Path | Potential = "mp-potential",
+    split_column: str | None = None,
+    where: dict[str, list[Any]] | None = None,
+    source_data: str | Path | Frames | None = None,
+    on_graphs: Progress | None = None,
+    on_best: OnBest | None = None,
+    **options: Any,
+) -> PotentialPlugin:
+    """Train a plugin of a general potential on frames.
+
+    Parameters
+    ----------
+    table
+        Frames, see :func:`matxfer.potential.frames.read_frames`.
+    folder
+        Where to write it; None: nowhere.
+    potential
+        The general one, by name, folder or as it is.
+    split_column, where
+        As in :func:`make_potential`.
+    source_data
+        Frames of the general potential, whose ``test`` part tells what has been forgotten.
+    on_graphs, on_best
+        As in :func:`make_potential`.
+    options
+        Of :class:`PotentialConfig`.
+
+    Raises
+    ------
+    TableError, OptionError, FormatError
+        If the frames, the options or the potential cannot be used.
+    """
+    config = PotentialConfig(**options)
+    torch.manual_seed(config.seed)
+    started = time.monotonic()
+    base = potential if isinstance(potential, Potential) else load_potential(potential)
+    frames, packed = _packed(table, split_column, where, config, base, on_graphs)
+    plugin = PotentialPlugin(base, config.freeze)
+    train = packed.rows("train")
+    plugin.potential.elements |= {int(z) for z in np.unique(packed.graphs.select(train).numbers)}
+    shift = shift_references(plugin.potential, packed)
+    before = measure(plugin.potential, packed, "val")
+    penalty = _penalty(plugin, config, len(train))
+    fit = train_potential(
+        plugin.potential, packed, config, penalty, on_best and (lambda _, figures: on_best(figures))
+    )
+    plugin.potential.requires_grad_(False)
+    plugin.meta |= {
+        "data": {"frames": Path(frames.source).name, "rows": _counts(packed), "errors": len(packed.errors)},
+        "elements": sorted({int(z) for z in np.unique(packed.graphs.select(train).numbers)}),
+        "reference_shift_ev": {str(z): float(shift[z]) for z in np.flatnonzero(shift)},
+        "configuration": asdict(config),
+        "best_epoch": fit.best_epoch,
+        "validation_before": before,
+        "validation": measure(plugin.potential, packed, "val"),
+        "test": measure(plugin.potential, packed, "test"),
+        "seconds_per_epoch": fit.seconds_per_epoch,
+        "provenance": provenance(time.monotonic() - started),
+    }
+    if source_data is not None:
+        plugin.meta["retention"] = retention(plugin, source_data)
+    if folder is not None:
+        plugin.save(folder)
+    return plugin
+
+
+def retention(plugin: PotentialPlugin, source: str | Path | Frames | PackedFrames) -> dict[str, Any]:
+    """Return the errors of the general potential on its test frames before and after a plugin."""
+    if not isinstance(source, PackedFrames):
+        card = plugin.base.card
+        frames = (
+            source
+            if isinstance(source, Frames)
+            else read_frames(
+                source,
+                split_column=card["data"]["split_column"],
+                where=card["data"]["where"],
+                seed=card["configuration"]["seed"],
+            )
+        )
+        source = PackedFrames.build(frames, plugin.base.backbone.graph_options.cutoff_angstrom)
+    return {
+        "before": measure(plugin.base, source, "test"),
+        "after": measure(plugin.on_the_base_head(), source, "test"),
+    }
+
+
+def _penalty(
+    plugin: PotentialPlugin, config: PotentialConfig, n_train: int
+) -> EWCPenalty | None:
+    if config.retain == "none":
+        return None
+    if config.freeze == plugin.base.backbone.n_layers:
+        raise OptionError("all layers are frozen: there is nothing to retain")
+    source = int(plugin.base.card["fisher"]["n_source"])
+    ratio = source / max(n_train, 1)
+    return EWCPenalty(plugin.potential.backbone, plugin.base.fisher(), config.strength, ratio)
+
+
+def _packed(
+    table: str | Path | pd.DataFrame | Frames,
+    split_column: str | None,
+    where: dict[str, list[Any]] | None,
+    config: PotentialConfig,
+    potential: Potential,
+    on_graphs: Progress | None,
+) -> tuple[Frames, PackedFrames]:
+    frames = table
+    if not isinstance(frames, Frames):
+        frames = read_frames(
+            frames, split_column=split_column, where=where, seed=config.seed
+        )
+    cutoff = potential.backbone.graph_options.cutoff_angstrom
+    return frames, PackedFrames.build(frames, cutoff, on_graphs)
+
+
+def _start(model: str | Path | None, architecture: dict[str, Any] | None) -> Potential:
+    if model is None:
+        config = architecture or load_model("mp-small").backbone.config()
+        return potential_from(None, config)
+    if _is_potential(model):
+        return load_potential(model)
+    start = load_model(model)
+    return potential_from(start, start.backbone.config())
+
+
+def _is_potential(model: str | Path) -> bool:
+    from matxfer.model import find_model
+    from matxfer.potential.model import is_potential
+
+    return is_potential(find_model(model)[1])
+
+
+def _trainable(potential: Potential, depth: int) -> None:
+    from matxfer.transfer.freezing import trainable_blocks
+
+    potential.requires_grad_(False)
+    potential.head.requires_grad_(True)
+    for _, block in trainable_blocks(potential.backbone, depth):
+        block.requires_grad_(True)
+
+
+def _counts(frames: PackedFrames) -> dict[str, int]:
+    parts, counts = np.unique(frames.split, return_counts=True)
+    return dict(zip(parts.tolist(), counts.tolist(), strict=True))
+
