@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from matxfer.errors import OptionError
 from matxfer.options import COUNT, NOT_NEGATIVE, PART, POSITIVE, check_choice, check_ranges
 
-RETENTION = ("none", "ewc")
+STRATEGIES, RETENTION = ("finetune", "scratch"), ("none", "ewc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,9 @@ class PotentialConfig:
 
     Parameters
     ----------
+    strategy
+        ``"finetune"``: from the weights of the general potential; ``"scratch"``: the same network
+        from random weights, for comparison.
     freeze
         Number K of frozen layers, 0 … L.
     retain, strength
@@ -39,6 +43,7 @@ class PotentialConfig:
         Of order and split.
     """
 
+    strategy: str = "finetune"
     freeze: int = 0
     retain: str = "none"
     strength: float = 1.0
@@ -58,8 +63,11 @@ class PotentialConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_choice("strategy", self.strategy, STRATEGIES)
         check_choice("retain", self.retain, RETENTION)
         check_ranges(self, _RANGES)
+        if self.strategy == "scratch" and (self.freeze or self.retain != "none"):
+            raise OptionError("random layers can neither be frozen nor held: drop freeze and retain")
 
 
 _RANGES = {

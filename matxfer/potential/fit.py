@@ -162,7 +162,14 @@ def finetune_potential(
     plugin = PotentialPlugin(base, config.freeze)
     train = packed.rows("train")
     plugin.potential.elements |= {int(z) for z in np.unique(packed.graphs.select(train).numbers)}
-    shift = shift_references(plugin.potential, packed)
+    if config.strategy == "scratch":
+        fresh = potential_from(None, base.backbone.config(), base.head.hidden_dim)
+        plugin.potential.backbone.load_state_dict(fresh.backbone.state_dict())
+        plugin.potential.head.load_state_dict(fresh.head.state_dict())
+        fit_references(plugin.potential, packed)
+        shift = np.zeros(0)
+    else:
+        shift = shift_references(plugin.potential, packed)
     before = measure(plugin.potential, packed, "val")
     penalty = _penalty(plugin, config, len(train))
     fit = train_potential(
