@@ -57,8 +57,10 @@ class Frames:
         ``train``, ``val``, ``test`` or another word (frames to leave out), (n,).
     group
         Set of calculations that each is from, as its file and its columns say, (n,).
+    file
+        Number of the file that each is from, (n,).
     labels
-        For each file under which names it has energy, forces and stress.
+        Each file, and under which names it has energy, forces and stress.
     """
 
     source: str
@@ -68,7 +70,8 @@ class Frames:
     stress_ev_per_a3: NDArray[np.float64]
     split: NDArray[np.str_]
     group: NDArray[np.str_]
-    labels: dict[str, dict[str, str]]
+    file: NDArray[np.int64]
+    labels: list[tuple[str, dict[str, str]]]
 
     def __len__(self) -> int:
         return len(self.crystals)
@@ -76,7 +79,7 @@ class Frames:
     @property
     def name(self) -> str:
         """Names of the files, without their folders."""
-        return ", ".join(Path(source).name for source in self.labels)
+        return ", ".join(Path(source).name for source, _ in self.labels)
 
 
 def read_frames(
@@ -139,7 +142,8 @@ def read_frames(
         np.concatenate([part.stress_ev_per_a3 for part in parts]),
         split,
         np.concatenate([part.group for part in parts]),
-        {name: names for part in parts for name, names in part.labels.items()},
+        np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
+        [label for part in parts for label in part.labels],
     )
 
 
@@ -167,7 +171,8 @@ def _read(
         np.full((n, 3, 3), np.nan),
         split,
         _groups(frame, Path(source).name if several else ""),
-        {source: labels},
+        np.zeros(n, dtype=np.int64),
+        [(source, labels)],
     )
     cells = {what: frame[name].tolist() for what, name in labels.items()}
     for row, crystal in enumerate(crystals):
@@ -187,7 +192,7 @@ def _read(
 
 def _fill(read: Frames, row: int, crystal: Crystal, cells: dict[str, Any]) -> None:
     """Read what was calculated of a frame."""
-    ((_, labels),) = read.labels.items()
+    ((_, labels),) = read.labels
     if ENERGY in cells:
         read.energy_ev[row] = energy_of(cells[ENERGY], labels[ENERGY])
     if FORCES in cells:
