@@ -178,15 +178,27 @@ def find_model(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
     return folder, read_json(folder / _CARD, MODEL_FORMAT)
 
 
+def is_potential(card: dict[str, Any]) -> bool:
+    """Say whether a card is that of a potential (:mod:`matxfer.potential`)."""
+    return isinstance(card.get("potential"), dict)
+
+
 def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
     """Load a model by the name of a shipped one or by the path of its folder.
 
     Raises
     ------
     FormatError
-        If there is no such model, or its files are damaged or of another version.
+        If there is no such model, it is a potential, or its files are damaged or of another
+        version.
     """
     folder, card = find_model(name_or_path)
+    if is_potential(card):  # its energies would lack the repulsion
+        raise FormatError(
+            f"{folder}: is a potential, which predicts energies, forces and stresses: use "
+            "MatxferCalculator(model=…), matxfer relax or matxfer md; for a plugin of it give "
+            "frames to matxfer finetune --model, and for properties a model of them"
+        )
     if not (folder / WEIGHTS_FILE).is_file():
         raise FormatError(f"{folder / WEIGHTS_FILE}: there is no such file; fetch the model again")
     if card.get("sha256") != sha256(folder / WEIGHTS_FILE):

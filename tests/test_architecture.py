@@ -22,6 +22,7 @@ FLOORS = (
     ("model",),
     ("fisher", "metrics", "model_card"),
     ("pretraining", "transfer"),
+    ("potential",),
     ("batch",),
     ("prediction", "evaluation", "output_metadata"),
     ("output_structures",),
@@ -34,6 +35,7 @@ FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 #: Where Lightning may appear.
 TRAINING = {
     "matxfer.checkpoint",
+    "matxfer.potential.training",
     "matxfer.pretraining.callbacks",
     "matxfer.pretraining.module",
     "matxfer.pretraining.run",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 #: Other names that tables use for the parts of a split.
-_SPLIT_ALIASES = {"valid": "val", "validation": "val", "training": "train"}
+SPLIT_ALIASES = {"valid": "val", "validation": "val", "training": "train"}
 
 
 class TableError(MatxferError):
@@ -102,7 +102,7 @@ def read_property_table(
     entries = crystals_of_table(frame, source, structure_column=structure_column)
     crystals = crystals_or_errors(entries)
     if split_column:
-        words = frame[split_column].astype(str).str.lower().replace(_SPLIT_ALIASES)
+        words = frame[split_column].astype(str).str.lower().replace(SPLIT_ALIASES)
         split = words.to_numpy().astype(str)
         if not np.isin(split, SPLITS).any():
             raise TableError(

@@ -67,7 +67,9 @@ class PotentialConfig:
         check_choice("retain", self.retain, RETENTION)
         check_ranges(self, _RANGES)
         if self.strategy == "scratch" and (self.freeze or self.retain != "none"):
-            raise OptionError("random layers can neither be frozen nor held: drop freeze and retain")
+            raise OptionError(
+                "random layers can neither be frozen nor held: drop freeze and retain"
+            )
 
 
 _RANGES = {

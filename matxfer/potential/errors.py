@@ -38,8 +38,8 @@ class ErrorSums:
 
     def add(self, errors: dict[str, Tensor]) -> None:
         """Add the errors of a batch."""
-        for name, error in errors.items():
-            error = error.detach().double()
+        for name, found in errors.items():
+            error = found.detach().double()
             for sums, value in (
                 (self.absolute, float(error.abs().sum())),
                 (self.squared, float(error.square().sum())),

@@ -9,8 +9,8 @@ import torch
 from matxfer.fisher import output_fisher
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from matxfer.data.batch import GraphBatch

@@ -12,7 +12,7 @@ import torch
 
 from matxfer.errors import OptionError
 from matxfer.fisher import total_fisher
-from matxfer.model import load_model
+from matxfer.model import find_model, is_potential, load_model
 from matxfer.potential.config import PotentialConfig
 from matxfer.potential.errors import measure
 from matxfer.potential.fisher import potential_fisher
@@ -24,6 +24,7 @@ from matxfer.potential.references import fit_references, shift_references
 from matxfer.potential.training import train_potential
 from matxfer.provenance import provenance
 from matxfer.transfer.ewc import EWCPenalty
+from matxfer.transfer.freezing import trainable_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,7 +178,11 @@ def finetune_potential(
     )
     plugin.potential.requires_grad_(False)
     plugin.meta |= {
-        "data": {"frames": Path(frames.source).name, "rows": _counts(packed), "errors": len(packed.errors)},
+        "data": {
+            "frames": Path(frames.source).name,
+            "rows": _counts(packed),
+            "errors": len(packed.errors),
+        },
         "elements": sorted({int(z) for z in np.unique(packed.graphs.select(train).numbers)}),
         "reference_shift_ev": {str(z): float(shift[z]) for z in np.flatnonzero(shift)},
         "configuration": asdict(config),
@@ -195,7 +200,9 @@ def finetune_potential(
     return plugin
 
 
-def retention(plugin: PotentialPlugin, source: str | Path | Frames | PackedFrames) -> dict[str, Any]:
+def retention(
+    plugin: PotentialPlugin, source: str | Path | Frames | PackedFrames
+) -> dict[str, Any]:
     """Return the errors of the general potential on its test frames before and after a plugin."""
     if not isinstance(source, PackedFrames):
         card = plugin.base.card
@@ -216,9 +223,7 @@ def retention(plugin: PotentialPlugin, source: str | Path | Frames | PackedFrame
     }
 
 
-def _penalty(
-    plugin: PotentialPlugin, config: PotentialConfig, n_train: int
-) -> EWCPenalty | None:
+def _penalty(plugin: PotentialPlugin, config: PotentialConfig, n_train: int) -> EWCPenalty | None:
     if config.retain == "none":
         return None
     if config.freeze == plugin.base.backbone.n_layers:
@@ -238,9 +243,7 @@ def _packed(
 ) -> tuple[Frames, PackedFrames]:
     frames = table
     if not isinstance(frames, Frames):
-        frames = read_frames(
-            frames, split_column=split_column, where=where, seed=config.seed
-        )
+        frames = read_frames(frames, split_column=split_column, where=where, seed=config.seed)
     cutoff = potential.backbone.graph_options.cutoff_angstrom
     return frames, PackedFrames.build(frames, cutoff, on_graphs)
 
@@ -256,15 +259,10 @@ def _start(model: str | Path | None, architecture: dict[str, Any] | None) -> Pot
 
 
 def _is_potential(model: str | Path) -> bool:
-    from matxfer.model import find_model
-    from matxfer.potential.model import is_potential
-
     return is_potential(find_model(model)[1])
 
 
 def _trainable(potential: Potential, depth: int) -> None:
-    from matxfer.transfer.freezing import trainable_blocks
-
     potential.requires_grad_(False)
     potential.head.requires_grad_(True)
     for _, block in trainable_blocks(potential.backbone, depth):
@@ -274,4 +272,3 @@ def _trainable(potential: Potential, depth: int) -> None:
 def _counts(frames: PackedFrames) -> dict[str, int]:
     parts, counts = np.unique(frames.split, return_counts=True)
     return dict(zip(parts.tolist(), counts.tolist(), strict=True))
-

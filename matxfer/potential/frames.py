@@ -1,4 +1,4 @@
-"""Frames: structures with energy, forces and stress, read from tables and extended XYZ files."""
+"""Frames: structures with energy, forces and stress, and a split of them."""
 
 from __future__ import annotations
 
@@ -9,24 +9,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from matxfer.crystal import Crystal, CrystalError
-from matxfer.data.table import (
-    SPLITS,
-    TableError,
-    crystals_or_errors,
-    open_table,
-    random_split,
-    require_column,
-    rows_where,
+from matxfer.data.table import SPLIT_ALIASES, SPLITS, TableError, random_split, require_column
+from matxfer.potential.frame_files import read_frame_file
+from matxfer.potential.labels import (
+    ENERGY,
+    FORCES,
+    NAMES,
+    STRESS,
+    LabelError,
+    energy_of,
+    forces_of,
+    names_in,
+    stress_of,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
     from numpy.typing import NDArray
 
-#: Columns of a table of frames.
+    Source = str | Path | pd.DataFrame
+
 #: From so many formulas on, frames of one formula stay in one part of a random split.
 _FEW_FORMULAS = 10
-ENERGY, FORCES, STRESS = "energy_ev", "forces_ev_per_a", "stress_ev_per_a3"
+#: Columns that say from which set of calculations a frame is.
+_GROUPS = ("group", "config_type")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +55,12 @@ class Frames:
         ∂E/∂ε over the volume, negative for a compressed cell, (n, 3, 3), NaN where there is none.
     split
         ``train``, ``val``, ``test`` or another word (frames to leave out), (n,).
+    group
+        Set of calculations that each is from, as its file and its columns say, (n,).
+    file
+        Number of the file that each is from, (n,).
+    labels
+        Each file, and under which names it has energy, forces and stress.
     """
 
     source: str
@@ -55,30 +69,40 @@ class Frames:
     forces_ev_per_a: list[NDArray[np.float64] | None]
     stress_ev_per_a3: NDArray[np.float64]
     split: NDArray[np.str_]
+    group: NDArray[np.str_]
+    file: NDArray[np.int64]
+    labels: list[tuple[str, dict[str, str]]]
 
     def __len__(self) -> int:
         return len(self.crystals)
 
+    @property
+    def name(self) -> str:
+        """Names of the files, without their folders."""
+        return ", ".join(Path(source).name for source, _ in self.labels)
+
 
 def read_frames(
-    table: str | Path | pd.DataFrame,
+    table: Source | Sequence[Source],
     *,
     split_column: str | None = None,
     where: dict[str, list[Any]] | None = None,
     seed: int = 0,
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
 ) -> Frames:
-    """Read a table of frames.
+    """Read frames.
 
     Parameters
     ----------
     table
-        Parquet or CSV file, or data frame, with the columns ``energy_ev``, ``forces_ev_per_a`` and
-        ``stress_ev_per_a3`` (those that there are; lists of 3n and 9 numbers).
+        Parquet or CSV tables, or data frames, with the columns ``energy_ev``, ``forces_ev_per_a``
+        and ``stress_ev_per_a3`` (those that there are; lists of 3n and 9 numbers); extended XYZ
+        files with these or other names of :data:`matxfer.potential.labels.NAMES`; or outputs that
+        ASE reads. One, or several.
     split_column
         Column that says ``train``, ``val`` or ``test``; where it names no ``val``, a tenth of the
-        training frames is taken at random. Without a column all are split at random; frames of one
-        formula stay together where there are ten formulas or more.
+        training frames is taken at random. Without a column all are split at random; equal
+        structures, and where there are ten formulas or more frames of one formula, stay together.
     where
         Values that a row must have in other columns to be read.
     seed, fractions
@@ -87,65 +111,116 @@ def read_frames(
     Raises
     ------
     TableError
-        If a column is missing, or no frame has an energy or forces.
+        If a file or column is missing, or no frame has an energy or forces. A frame that cannot be
+        used is an error among the crystals.
     """
-    from matxfer.readers import crystals_of_table
+    import pandas as pd
 
-    frame, source = open_table(table)
-    if not len(frame):
-        raise TableError(f"{source}: the table has no rows")
-    if ENERGY not in frame.columns and FORCES not in frame.columns:
-        raise TableError(
-            f"{source}: neither a column {ENERGY!r} nor {FORCES!r}; there are {list(frame.columns)}"
-        )
-    if where:
-        frame = rows_where(frame, where, source)
-    crystals = crystals_or_errors(crystals_of_table(frame, source))
-    n = len(frame)
-    energy = np.full(n, np.nan)
-    if ENERGY in frame.columns:
-        energy = frame[ENERGY].to_numpy(dtype=np.float64, na_value=np.nan)
-    forces: list[NDArray[np.float64] | None] = [None] * n
-    if FORCES in frame.columns:
-        for row, cell in enumerate(frame[FORCES]):
-            crystal = crystals[row]
-            if isinstance(crystal, CrystalError) or cell is None:
-                continue
-            found = np.asarray(cell, dtype=np.float64).ravel()
-            if found.size != 3 * crystal.n_sites or not np.isfinite(found).all():
-                crystals[row] = CrystalError(
-                    f"{FORCES!r} does not hold 3 x {crystal.n_sites} finite numbers",
-                    "correct this row or remove it",
-                    source,
-                    row,
-                )
-                continue
-            forces[row] = found.reshape(-1, 3)
-    stress = np.full((n, 3, 3), np.nan)
-    if STRESS in frame.columns:
-        for row, cell in enumerate(frame[STRESS]):
-            if cell is not None and len(cell) == 9:
-                stress[row] = np.asarray(cell, dtype=np.float64).reshape(3, 3)
+    given = [table] if isinstance(table, str | Path | pd.DataFrame) else list(table)
+    if not given:
+        raise TableError("no files of frames were given")
+    parts = [_read(one, split_column, where, several=len(given) > 1) for one in given]
+    crystals = [crystal for part in parts for crystal in part.crystals]
+    split = np.concatenate([part.split for part in parts])
+    source = ", ".join(part.source for part in parts)
     if split_column is None:
         split = random_split(_materials(crystals), fractions, seed)
-    else:
-        words: NDArray[Any] = (
-            require_column(frame, split_column, source).astype(str).str.lower().to_numpy()
+    elif not np.isin(split, SPLITS).any():
+        raise TableError(
+            f"{source}: column {split_column!r} holds none of {SPLITS}, but "
+            f"{sorted(set(split.tolist()))[:5]}"
         )
-        split = words.astype("<U8")
-        if not np.isin(split, SPLITS).any():
-            raise TableError(f"{source}: column {split_column!r} holds none of {SPLITS}")
-        if not (split == "val").any():
-            train = np.flatnonzero(split == "train")
-            taken = np.random.default_rng(seed).permutation(train)[: max(len(train) // 10, 1)]
-            split[taken] = "val"
-    return Frames(source, crystals, energy, forces, stress, split)
+    elif not (split == "val").any():
+        train = np.flatnonzero(split == "train")
+        taken = np.random.default_rng(seed).permutation(train)[: max(len(train) // 10, 1)]
+        split[taken] = "val"
+    return Frames(
+        source,
+        crystals,
+        np.concatenate([part.energy_ev for part in parts]),
+        [forces for part in parts for forces in part.forces_ev_per_a],
+        np.concatenate([part.stress_ev_per_a3 for part in parts]),
+        split,
+        np.concatenate([part.group for part in parts]),
+        np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
+        [label for part in parts for label in part.labels],
+    )
+
+
+def _read(
+    table: Source, split_column: str | None, where: dict[str, list[Any]] | None, *, several: bool
+) -> Frames:
+    """Read one file; its split is that of the column."""
+    frame, crystals, source = read_frame_file(table, where)
+    labels = names_in([str(name) for name in frame.columns])
+    if ENERGY not in labels and FORCES not in labels:
+        raise TableError(
+            f"{source}: there are neither energies nor forces (columns {list(frame.columns)}); "
+            f"name them {ENERGY} and {FORCES}, or {NAMES[ENERGY][0]} and {NAMES[FORCES][0]}"
+        )
+    n = len(frame)
+    split: NDArray[Any] = np.full(n, "", dtype="<U8")
+    if split_column is not None:
+        words = require_column(frame, split_column, source).astype(str).str.lower()
+        split = words.replace(SPLIT_ALIASES).to_numpy().astype("<U8")
+    read = Frames(
+        source,
+        crystals,
+        np.full(n, np.nan),
+        [None] * n,
+        np.full((n, 3, 3), np.nan),
+        split,
+        _groups(frame, Path(source).name if several else ""),
+        np.zeros(n, dtype=np.int64),
+        [(source, labels)],
+    )
+    cells = {what: frame[name].tolist() for what, name in labels.items()}
+    for row, crystal in enumerate(crystals):
+        if isinstance(crystal, CrystalError):
+            continue
+        try:
+            _fill(read, row, crystal, {what: column[row] for what, column in cells.items()})
+        except LabelError as error:
+            crystals[row] = CrystalError(
+                str(error),
+                "correct this frame, remove it, or leave out what was not calculated",
+                source,
+                int(frame.index[row]),
+            )
+    return read
+
+
+def _fill(read: Frames, row: int, crystal: Crystal, cells: dict[str, Any]) -> None:
+    """Read what was calculated of a frame."""
+    ((_, labels),) = read.labels
+    if ENERGY in cells:
+        read.energy_ev[row] = energy_of(cells[ENERGY], labels[ENERGY])
+    if FORCES in cells:
+        read.forces_ev_per_a[row] = forces_of(cells[FORCES], labels[FORCES], crystal.n_sites)
+    if STRESS in cells:
+        stress = stress_of(cells[STRESS], labels[STRESS], crystal.volume_angstrom3)
+        if stress is not None:
+            read.stress_ev_per_a3[row] = stress
+    if np.isnan(read.energy_ev[row]) and read.forces_ev_per_a[row] is None:
+        raise LabelError(f"there is neither an energy nor are there forces ({labels})")
+
+
+def _groups(frame: pd.DataFrame, name: str) -> NDArray[np.str_]:
+    column = next((c for c in _GROUPS if c in frame.columns), None)
+    words = [""] * len(frame) if column is None else frame[column].fillna("").tolist()
+    return np.array([": ".join(filter(None, (name, str(word)))) for word in words], dtype=str)
 
 
 def _materials(crystals: list[Crystal | CrystalError]) -> NDArray[np.int64]:
-    """Number the formulas, or the frames where there are few formulas, (n,)."""
+    """Return the number of each formula, or of each frame where there are few formulas, (n,)."""
+    import pandas as pd
+
     names = ["" if isinstance(c, CrystalError) else c.formula for c in crystals]
     found, numbers = np.unique(names, return_inverse=True)
-    if len(found) < _FEW_FORMULAS:
-        return np.arange(len(crystals))
-    return np.asarray(numbers, dtype=np.int64)
+    if len(found) >= _FEW_FORMULAS:
+        return np.asarray(numbers, dtype=np.int64)
+    keys = [
+        str(row) if isinstance(c, CrystalError) else c.content_key().hex()
+        for row, c in enumerate(crystals)
+    ]
+    return np.asarray(pd.factorize(np.array(keys))[0], dtype=np.int64)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from matxfer.data.properties import Property
 from matxfer.files import FormatError, read_tensors, sha256
 from matxfer.graph import GraphOptions
-from matxfer.model import WEIGHTS_FILE, Model, find_model
+from matxfer.model import WEIGHTS_FILE, Model, find_model, is_potential
 from matxfer.nn.head import PropertyHead
 from matxfer.nn.network import EdgeGatedNetwork
 from matxfer.nn.repulsion import Repulsion
@@ -165,11 +165,6 @@ def potential_from(
     return Potential(backbone, head, wall, elements)
 
 
-def is_potential(card: dict[str, Any]) -> bool:
-    """Say whether a card is that of a potential."""
-    return isinstance(card.get("potential"), dict)
-
-
 def load_potential(name_or_path: str | Path = DEFAULT_POTENTIAL) -> Potential:
     """Load a potential by the name of a shipped one or by the path of its folder.
 
@@ -197,4 +192,4 @@ def load_potential(name_or_path: str | Path = DEFAULT_POTENTIAL) -> Potential:
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise FormatError(f"{folder}: card and weights disagree ({error})") from error
     potential.folder = folder
-    return cast("Potential", potential.eval().requires_grad_(False))
+    return potential.eval().requires_grad_(False)

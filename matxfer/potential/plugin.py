@@ -10,6 +10,7 @@ import torch
 
 from matxfer.files import (
     PLUGIN_FORMAT,
+    POTENTIAL_KIND,
     FormatError,
     read_json,
     read_tensors,
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 _WEIGHTS, _META = "plugin.safetensors", "plugin.json"
 _DERIVED = ("format", "kind", "name", "base", "frozen_depth")
-KIND = "potential"
 
 
 class PotentialPlugin:
@@ -81,11 +81,11 @@ class PotentialPlugin:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"head.{k}": v for k, v in self.potential.head.state_dict().items()}
-        tensors |= {f"layers.{k}": v for k, v in self._own_layers().items()}
+        tensors |= {f"layers.{k}": v for k, v in self.own_layers().items()}
         write_tensors(folder / _WEIGHTS, tensors)
         self.meta = {
             "format": PLUGIN_FORMAT,
-            "kind": KIND,
+            "kind": POTENTIAL_KIND,
             "name": folder.name,
             "base": {"name": self.base.name, "sha256": self.base.checksum},
             "frozen_depth": self.depth,
@@ -95,7 +95,7 @@ class PotentialPlugin:
         self.potential.card["name"] = folder.name
         self.folder = folder
 
-    def _own_layers(self) -> dict[str, Tensor]:
+    def own_layers(self) -> dict[str, Tensor]:
         """Return the tensors of the blocks above the frozen depth, by their name in a block."""
         return {
             f"{name}.{key}": value
@@ -107,7 +107,7 @@ class PotentialPlugin:
 def is_potential_plugin(path: str | Path) -> bool:
     """Say whether a folder holds a plugin of a potential."""
     try:
-        return bool(read_json(Path(path) / _META).get("kind") == KIND)
+        return bool(read_json(Path(path) / _META).get("kind") == POTENTIAL_KIND)
     except FormatError:
         return False
 
@@ -122,7 +122,7 @@ def load_potential_plugin(path: str | Path, base: Potential | None = None) -> Po
     """
     folder = Path(path)
     meta = read_json(folder / _META, PLUGIN_FORMAT)
-    if meta.get("kind") != KIND:
+    if meta.get("kind") != POTENTIAL_KIND:
         raise FormatError(f"{folder}: is a plugin of a property, not of a potential")
     try:
         base = base or load_potential(meta["base"]["name"])
@@ -136,7 +136,7 @@ def load_potential_plugin(path: str | Path, base: Potential | None = None) -> Po
         tensors = read_tensors(folder / _WEIGHTS)
         head = {k[5:]: v for k, v in tensors.items() if k.startswith("head.")}
         plugin.potential.head.load_state_dict(head)
-        own = plugin._own_layers()
+        own = plugin.own_layers()
         layers = {k[7:]: v for k, v in tensors.items() if k.startswith("layers.")}
         if set(layers) != set(own) or len(head) + len(layers) != len(tensors):
             raise ValueError("the tensors are not those of the head and the trainable layers")

@@ -28,9 +28,9 @@ def fit_references(potential: Potential, frames: PackedFrames) -> None:
     scaler = TargetScaler.fit(ENERGY, frames.energy_ev_per_atom[rows], frames.graphs.select(rows))
     scaler.std.fill_(1.0)
     potential.head.scaler = scaler
-    last = potential.head.readout.net[-1]  # type: ignore[index]
+    last = potential.head.readout.net[-1]
     with torch.no_grad():
-        for parameter in last.parameters():  # type: ignore[union-attr]
+        for parameter in last.parameters():
             parameter.zero_()
 
 
@@ -43,13 +43,13 @@ def shift_references(potential: Potential, frames: PackedFrames) -> NDArray[np.f
     rows = frames.rows("train")
     told = frames.energy_ev_per_atom[rows]
     own = energies_per_atom(potential, frames, rows)
-    known = np.isfinite(told)
+    known: NDArray[np.bool_] = np.isfinite(told)
     x = composition(frames.graphs.select(rows[known]))
     present = x.any(axis=0)
     difference = told[known] - own[known]
     mean = difference.mean() if len(difference) else 0.0
     gram = x[:, present].T @ x[:, present] + DIFFERENCE_RIDGE * np.eye(int(present.sum()))
-    shift = np.zeros(len(present))
+    shift = np.zeros(x.shape[1])
     shift[present] = mean + np.linalg.solve(gram, x[:, present].T @ (difference - mean))
     reference = potential.head.scaler.reference
     reference += torch.from_numpy(shift).to(reference)

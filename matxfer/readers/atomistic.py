@@ -88,7 +88,7 @@ def read_xyz(path: File) -> Iterator[Item]:
 
 def items_of_xyz(stream: TextIO, stem: str) -> Iterator[Item]:
     """Yield the frames of a stream; see :func:`read_xyz`."""
-    frames = _xyz_frames(stream)
+    frames = texts_of_xyz(stream)
     following = next(frames, None)
     if following is None:
         raise CrystalError(
@@ -106,8 +106,8 @@ def items_of_xyz(stream: TextIO, stem: str) -> Iterator[Item]:
         frame += 1
 
 
-def _xyz_frames(stream: TextIO) -> Iterator[str | CrystalError]:
-    """Cut the stream into the texts of single frames.
+def texts_of_xyz(stream: TextIO) -> Iterator[str | CrystalError]:
+    """Cut a stream into the texts of single frames.
 
     ASE's reader is given one frame at a time because an exception ends its generator, and
     because it scans the whole file for frames before it yields the first.
@@ -148,6 +148,17 @@ def _xyz_frames(stream: TextIO) -> Iterator[str | CrystalError]:
 
 
 def _crystal_of_xyz(text: str, name: str) -> Crystal:
+    return Crystal.from_ase(atoms_of_xyz(text), id=name)
+
+
+def atoms_of_xyz(text: str) -> Atoms:
+    """Return the atoms of one frame, with what was calculated of them.
+
+    Raises
+    ------
+    CrystalError
+        If its header announces columns that are not there; ASE raises anything else.
+    """
     from ase.io.extxyz import read_xyz as read_frames
 
     _, comment, *rows = text.split("\n", 3)
@@ -155,7 +166,8 @@ def _crystal_of_xyz(text: str, name: str) -> Crystal:
     # ASE sets aside what the header announces.
     if any(len(n) > 6 or int(n) > width for n in _WIDTHS.findall(comment)):
         raise CrystalError("the header announces more columns than there are", _XYZ_REMEDY)
-    return Crystal.from_ase(next(iter(read_frames(io.StringIO(text), slice(0, 1)))), id=name)
+    atoms: Atoms = next(iter(read_frames(io.StringIO(text), slice(0, 1))))
+    return atoms
 
 
 def read_with_ase(path: File, kind: str) -> Iterator[Item]:
@@ -176,7 +188,7 @@ def read_with_ase(path: File, kind: str) -> Iterator[Item]:
         If the file is empty or cannot be read.
     """
     stem = stem_of(path)
-    frames = _ase_frames(path, kind)
+    frames = atoms_of_ase(path, kind)
     following = next(frames, None)
     frame = 0
     while following is not None:
@@ -190,7 +202,8 @@ def read_with_ase(path: File, kind: str) -> Iterator[Item]:
         frame += 1
 
 
-def _ase_frames(path: File, kind: str) -> Iterator[Atoms | CrystalError]:
+def atoms_of_ase(path: File, kind: str) -> Iterator[Atoms | CrystalError]:
+    """Yield the frames of a file as ASE has them; see :func:`read_with_ase`."""
     from ase.io import iread
 
     if isinstance(path, Content) and kind in ASE_BY_PATH:

@@ -10,6 +10,7 @@ import torch
 from matxfer.errors import OptionError
 from matxfer.files import (
     PLUGIN_FORMAT,
+    POTENTIAL_KIND,
     FormatError,
     read_json,
     read_tensors,
@@ -240,6 +241,11 @@ def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
     """
     folder = Path(path)
     meta = read_json(folder / _META, PLUGIN_FORMAT)
+    if meta.get("kind") == POTENTIAL_KIND:
+        raise FormatError(
+            f"{folder}: is a plugin of a potential, which predicts energies, forces and stresses: "
+            "use MatxferCalculator(plugin=…), matxfer relax or matxfer md"
+        )
     try:
         base = model or load_model(meta["base"]["name"])
         if meta["base"]["sha256"] != base.checksum:
