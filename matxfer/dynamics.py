@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ase import Atoms
+    from numpy.typing import NDArray
 
 ENSEMBLES = ("nve", "nvt", "npt")
 #: A barostat is slower than a thermostat by this factor.
@@ -74,8 +75,8 @@ class MDOptions:
     Parameters
     ----------
     ensemble
-        ``nve`` (velocity Verlet), ``nvt`` (Langevin) or ``npt`` (Martyna-Tobias-Klein with a cell
-        that keeps its shape).
+        ``nve`` (velocity Verlet), ``nvt`` (stochastic velocity rescaling, Bussi et al., J. Chem.
+        Phys. 126, 014101 (2007)) or ``npt`` (Martyna-Tobias-Klein, the cell keeps its shape).
     temperature_k
         Of the thermostat, and of the velocities at the start.
     steps, timestep_fs
@@ -89,7 +90,7 @@ class MDOptions:
     max_uncertainty_ev_per_a
         See :class:`UncertaintyStop`; None: no such limit.
     seed
-        Of velocities and Langevin forces.
+        Of velocities and thermostat.
 
     Raises
     ------
@@ -114,7 +115,7 @@ class MDOptions:
         ranges = {
             **dict.fromkeys(("steps", "interval"), COUNT),
             **dict.fromkeys(positive, POSITIVE),
-            "temperature_k": NOT_NEGATIVE,
+            "temperature_k": NOT_NEGATIVE if self.ensemble == "nve" else POSITIVE,
             "seed": SEED,
             "pressure_gpa": finite,
         }
@@ -144,20 +145,18 @@ def run_md(
     UncertainError
         Past the limit of the uncertainty.
     OptionError
-        For ``npt`` without a periodic cell, or a limit without an ensemble of potentials.
+        For a single atom, ``npt`` without a periodic cell, or a limit without an ensemble of
+        potentials.
     """
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
-
     if options.ensemble == "npt" and not atoms.pbc.all():
         raise OptionError("npt needs a cell that is periodic in three directions; use nvt")
+    if len(atoms) == 1:
+        raise OptionError("one atom has nothing to move against: take a larger cell (--supercell)")
     stop = None
     if options.max_uncertainty_ev_per_a is not None:
         stop = UncertaintyStop(atoms, options.max_uncertainty_ev_per_a)
     rng = np.random.default_rng(options.seed)
-    MaxwellBoltzmannDistribution(
-        atoms, temperature_K=options.temperature_k, force_temp=len(atoms) > 1, rng=rng
-    )
-    Stationary(atoms)
+    atoms.set_momenta(_thermal_momenta(atoms, options.temperature_k, rng))
     dynamics = _integrator(atoms, options, rng)
     last: dict[str, float] = {}
 
@@ -172,6 +171,17 @@ def run_md(
     return last
 
 
+def _thermal_momenta(
+    atoms: Atoms, temperature_k: float, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Return momenta of the Maxwell-Boltzmann distribution without those of the whole, (n, 3)."""
+    from ase.units import kB
+
+    masses = atoms.get_masses()[:, None]
+    momenta = rng.standard_normal((len(atoms), 3)) * np.sqrt(masses * kB * temperature_k)
+    return np.asarray(momenta - momenta.sum(axis=0) * masses / masses.sum())
+
+
 def _integrator(atoms: Atoms, options: MDOptions, rng: np.random.Generator) -> Any:
     from ase import units
 
@@ -181,10 +191,11 @@ def _integrator(atoms: Atoms, options: MDOptions, rng: np.random.Generator) -> A
 
         return VelocityVerlet(atoms, step)
     if options.ensemble == "nvt":
-        from ase.md.langevin import Langevin
+        from ase.md.bussi import Bussi
 
-        friction, kelvin = 1 / damping, options.temperature_k
-        return Langevin(atoms, step, temperature_K=kelvin, friction=friction, rng=rng)
+        # It draws from the older kind of generator.
+        old = np.random.RandomState(rng.integers(2**32))
+        return Bussi(atoms, step, temperature_K=options.temperature_k, taut=damping, rng=old)
     from ase.md.nose_hoover_chain import IsotropicMTKNPT
 
     return IsotropicMTKNPT(

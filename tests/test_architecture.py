@@ -35,6 +35,7 @@ FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 #: Where Lightning may appear.
 TRAINING = {
     "matxfer.checkpoint",
+    "matxfer.potential.training",
     "matxfer.pretraining.callbacks",
     "matxfer.pretraining.module",
     "matxfer.pretraining.run",
