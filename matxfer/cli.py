@@ -10,6 +10,7 @@ import typer
 
 from matxfer.benchmark.cli import app as benchmark_app
 from matxfer.predict_cli import predict
+from matxfer.simulate_cli import md, relax
 from matxfer.terminal import (
     AsJson,
     ModelOfPlugins,
@@ -38,6 +39,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(predict)
+app.command()(relax)
+app.command()(md)
 app.add_typer(benchmark_app)
 
 #: The same name as in matxfer.model, which would import torch.

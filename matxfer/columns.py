@@ -11,10 +11,12 @@ if TYPE_CHECKING:
 #: under :data:`CRYSTAL`, which is no column.
 Row = dict[str, Any]
 
-TEXTS = frozenset({"id", "source", "formula", "error_kind", "error"})
-INTEGERS = frozenset({"frame", "n_sites"})
+TEXTS = frozenset({"id", "source", "formula", "error_kind", "error", "warning"})
+INTEGERS = frozenset({"frame", "n_sites", "steps", "converged"})
 #: Key under which a row carries its :class:`matxfer.crystal.Crystal`, for structures out.
 CRYSTAL = "crystal"
+#: Key under which a row with a structure carries what an ASE calculator said of it, no column.
+RESULTS = "results"
 
 
 def arrow_type(column: str) -> Any:

@@ -44,6 +44,8 @@ class ErrorKind(StrEnum):
     BAD_COORDINATES = "bad_coordinates"
     #: Two atoms are closer than any bond.
     OVERLAPPING_ATOMS = "overlapping_atoms"
+    #: Atoms or cell went astray while a structure was relaxed.
+    RELAXATION_FAILED = "relaxation_failed"
     #: More atoms or neighbours than a batch may hold.
     TOO_LARGE = "too_large"
     #: The structure took longer than it may.

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matxfer.columns import CRYSTAL, TEXTS, Row, encodable
+from matxfer.columns import CRYSTAL, RESULTS, TEXTS, Row, encodable
 from matxfer.errors import MatxferError, OptionError
 from matxfer.output_metadata import KEY
 from matxfer.readers import read
@@ -103,7 +103,12 @@ def _atoms(row: Row) -> Atoms:
     crystal = row.get(CRYSTAL)
     if crystal is None:  # a programming error, or standard input, which cannot be read twice
         raise OptionError("structures can be written only of rows that carry them")
-    return crystal.to_ase()  # type: ignore[no-any-return]
+    atoms: Atoms = crystal.to_ase()
+    if results := row.get(RESULTS):
+        from ase.calculators.singlepoint import SinglePointCalculator
+
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
 
 
 def _info(row: Row, columns: Sequence[str]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from matxfer.graph import GraphOptions, build_graph
 from matxfer.model import Model, load_model
 from matxfer.nn.head import PropertyHead, default_readout
 from matxfer.nn.network import EdgeGatedNetwork
+from matxfer.potential.model import Potential, load_potential, potential_from
+from matxfer.potential.plugin import PotentialPlugin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,3 +154,47 @@ def tiny_model_folder(
 def tiny_model(tiny_model_folder: Path) -> Model:
     """Return that model as it is loaded; nothing may change it."""
     return load_model(tiny_model_folder)
+
+
+# -- a small potential, for everything that moves atoms -------------------------------------------
+@pytest.fixture(scope="session")
+def small_potential_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a random potential of two layers with angles and repulsion."""
+    config = EdgeGatedNetwork(2, 16, 8, 10, GraphOptions(4.0, symmetry=False), 2).config()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        potential = potential_from(None, config, 12)
+        for parameter in potential.parameters():
+            if parameter.dim() == 2:
+                parameter.data *= 1.5  # or else all neighbourhoods would look alike
+        scaler = potential.head.scaler
+        scaler.mean.fill_(-4.0)
+        scaler.reference.copy_(torch.randn_like(scaler.reference))
+    potential.elements = frozenset((1, 8, 11, 12, 14, 17, 26))
+    folder = tmp_path_factory.mktemp("potentials") / "small"
+    potential.eval().save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_potential(small_potential_folder: Path) -> Potential:
+    """Return that potential as it is loaded; nothing may change it."""
+    return load_potential(small_potential_folder)
+
+
+@pytest.fixture(scope="session")
+def small_potential_plugins(
+    small_potential: Potential, tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """Return the folders of three plugins of it, of one frozen layer, that differ a little."""
+    folders = []
+    for seed in range(3):
+        plugin = PotentialPlugin(small_potential, 1, {"elements": [11, 14, 17]})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for parameter in plugin.potential.parameters():
+                if parameter.requires_grad:
+                    parameter.data += 0.05 * torch.randn_like(parameter)
+        folders.append(tmp_path_factory.mktemp("potential-plugins") / f"own-{seed}")
+        plugin.save(folders[-1])
+    return folders

@@ -58,6 +58,8 @@ class Repulsion(nn.Module):
         # Nearly all pairs are too far apart to feel anything.
         with torch.no_grad():
             near = (graphs.edge_vector.square().sum(1) < reach.square()).nonzero().squeeze(1)
+        if not len(near):
+            return energy
         sender, receiver, reach = sender[near], receiver[near], reach[near]
         r = torch.linalg.vector_norm(graphs.edge_vector[near], dim=1)
         z = graphs.z.to(energy)
