@@ -343,7 +343,8 @@ def peers(args: argparse.Namespace, cifs: Path, work: Path) -> Table:
             continue
         reading, rest = map(float, found.stdout.split()[-2:])
         total = reading + rest
-        result.rows.append((name, f"{reading:.1f}", f"{rest:.1f}", f"{1e3 * total / len(paths):.2f}",
+        ms = 1e3 * total / len(paths)
+        result.rows.append((name, f"{reading:.1f}", f"{rest:.1f}", f"{ms:.2f}",
                             f"{total / done.seconds:.1f}"))  # fmt: skip
     return result
 

@@ -1,7 +1,7 @@
 """Known answers of the six elements of mlearn from force plugins: lattice, elasticity, curves.
 
 Reference is the DFT of the data. Lattice constant: its unstrained cells. Elastic constants: a cubic
-tensor fitted to the stresses of its strained cells, the model's to its own stresses of the very same
+tensor fitted to the stresses of its strained cells, the model's to its own stresses of these very
 cells, so clamped or relaxed ions cannot differ. A constant isotropic stress is fitted besides (that
 of Cu and Ni is offset in the data, see their card). Bulk modulus: of the tensor, and of an equation
 of state of the model; the Voigt-Reuss-Hill value of mp_elasticity stands beside it. The strained
@@ -13,20 +13,24 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from _table import RESULTS, Table, add_common_arguments, facts, write_tables
 from ase.eos import EquationOfState
-from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from matxfer.crystal import Crystal
 from matxfer.data.packed import PackedGraphs
 from matxfer.graph import GraphOptions, build_graph
-from matxfer.potential.model import Potential
 from matxfer.potential.plugin import load_potential_plugin
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from matxfer.potential.model import Potential
 
 ELEMENTS = ("Cu", "Ge", "Li", "Mo", "Ni", "Si")
 #: Cells per edge of the strained supercells.
@@ -35,7 +39,14 @@ CELLS = {"Cu": 3, "Ge": 2, "Li": 1, "Mo": 3, "Ni": 3, "Si": 2}
 LINEAR = 0.021
 GPA = 160.21766208  # of 1 eV/Å³
 #: Materials Project ids of the ground states.
-MP_ID = {"Cu": "mp-30", "Ge": "mp-32", "Li": "mp-135", "Mo": "mp-129", "Ni": "mp-23", "Si": "mp-149"}
+MP_ID = {
+    "Cu": "mp-30",
+    "Ge": "mp-32",
+    "Li": "mp-135",
+    "Mo": "mp-129",
+    "Ni": "mp-23",
+    "Si": "mp-149",
+}
 
 
 def respond(potential: Potential, crystals: list[Crystal]) -> tuple[NDArray[np.float64], ...]:
@@ -51,7 +62,7 @@ def respond(potential: Potential, crystals: list[Crystal]) -> tuple[NDArray[np.f
 
 
 def strained(data: Path, element: str) -> tuple[Crystal, list[Crystal], NDArray[np.float64], float]:
-    """Return the ideal cell, its strained copies, their DFT stresses in GPa, the lattice constant."""
+    """Return the ideal cell, its strained copies, their DFT stresses in GPa, lattice constant."""
     frame = pd.read_parquet(data / "mlearn_efs.parquet")
     frame = frame[frame.formula == element]
     largest = np.array([np.abs(np.array(forces)).max() for forces in frame.forces_ev_per_a])
@@ -59,17 +70,19 @@ def strained(data: Path, element: str) -> tuple[Crystal, list[Crystal], NDArray[
     n = frame.n_sites.mode()[0]
     frame = frame[frame.n_sites == n]
     crystals = [
-        Crystal(np.reshape(r.lattice, (3, 3)), np.array(r.numbers), np.reshape(r.frac_coords, (-1, 3)))
-        for r in frame.itertuples()
-    ]  # fmt: skip
+        Crystal(
+            np.reshape(row.lattice, (3, 3)),
+            np.array(row.numbers),
+            np.reshape(row.frac_coords, (-1, 3)),
+        )
+        for row in frame.itertuples()
+    ]
     # The modes strain one or two axes: the length that most axes have is the unstrained one.
     lengths = np.concatenate([np.linalg.norm(c.lattice, axis=1) for c in crystals])
     values, counts = np.unique(lengths.round(3), return_counts=True)
     length = lengths[lengths.round(3) == values[counts.argmax()]].mean()
     cell = length * np.eye(3)
-    small = [
-        k for k, c in enumerate(crystals) if np.abs(strain(c.lattice, cell)).max() < LINEAR
-    ]
+    small = [k for k, c in enumerate(crystals) if np.abs(strain(c.lattice, cell)).max() < LINEAR]
     chosen = [crystals[k] for k in small]
     stress = np.array([np.reshape(frame.stress_ev_per_a3.iloc[k], (3, 3)) for k in small]) * GPA
     flattest = min(crystals, key=lambda c: np.abs(strain(c.lattice, cell)).max())
@@ -119,9 +132,9 @@ def main() -> None:
     """Compute and write."""
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
+    mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     elastic = pd.read_parquet(args.data / "mp_elasticity.parquet").set_index("material_id")
@@ -144,10 +157,14 @@ def main() -> None:
         def energy(factor: float, p: Potential = potential, c: Crystal = ideal) -> float:
             return float(respond(p, [scaled(c, factor)])[0][0])
 
-        best = minimize_scalar(energy, bounds=(0.95, 1.05), method="bounded", options={"xatol": 1e-5})
+        best = minimize_scalar(
+            energy, bounds=(0.95, 1.05), method="bounded", options={"xatol": 1e-5}
+        )
         a = a_dft * best.x
         off = 100 * (a / a_dft - 1)
-        lattice.rows.append((element, f"{a_dft:.4f}", f"{a:.4f}", f"{off:+.2f}", _yes(abs(off) < 0.5)))
+        lattice.rows.append(
+            (element, f"{a_dft:.4f}", f"{a:.4f}", f"{off:+.2f}", _yes(abs(off) < 0.5))
+        )
 
         strains = [strain(c.lattice, ideal.lattice) for c in crystals]
         ours = respond(potential, crystals)[1]
