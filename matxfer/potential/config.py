@@ -25,8 +25,8 @@ class PotentialConfig:
         ``"ewc"`` holds the weights that the general potential needs, with λ.
     energy_weight, force_weight, stress_weight
         Weights in the loss of errors in eV/atom, eV/Å and eV/Å³.
-    huber_delta
-        Errors beyond it count linearly, in the same units.
+    energy_delta, force_delta, stress_delta
+        Errors beyond these count linearly, smaller ones with their square over this, same units.
     epochs, max_edges
         Passes, and neighbours of a batch.
     learning_rate, layer_decay, head_learning_rate
@@ -49,8 +49,10 @@ class PotentialConfig:
     strength: float = 1.0
     energy_weight: float = 1.0
     force_weight: float = 1.0
-    stress_weight: float = 10.0
-    huber_delta: float = 0.02
+    stress_weight: float = 30.0
+    energy_delta: float = 0.005
+    force_delta: float = 0.02
+    stress_delta: float = 0.0005
     epochs: int = 60
     max_edges: int = 8000
     learning_rate: float = 1e-3
@@ -75,7 +77,8 @@ class PotentialConfig:
 _RANGES = {
     **dict.fromkeys(("epochs", "max_edges"), COUNT),
     **dict.fromkeys(
-        ("learning_rate", "layer_decay", "head_learning_rate", "huber_delta", "max_force_ev_per_a"),
+        ("learning_rate", "layer_decay", "head_learning_rate", "energy_delta", "force_delta",
+         "stress_delta", "max_force_ev_per_a"),
         POSITIVE,
     ),
     **dict.fromkeys(

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
     from matxfer.potential.model import Potential
     from matxfer.potential.packed import FrameBatch, PackedFrames
 
-_LOSSES = (("energy", "energy_weight"), ("forces", "force_weight"), ("stress", "stress_weight"))
+#: Of each quantity the options of its weight and of the end of its squares.
+_LOSSES = {
+    "energy": ("energy_weight", "energy_delta"),
+    "forces": ("force_weight", "force_delta"),
+    "stress": ("stress_weight", "stress_delta"),
+}
 
 
 class FrameSet(Dataset["FrameBatch"]):
@@ -97,9 +102,8 @@ class PotentialModule(L.LightningModule):
         response = self.potential.respond(batch.graphs, create_graph=True)
         loss = response.energy_ev.new_zeros(())
         for name, error in differences(response, batch).items():
-            weight = getattr(self.config, dict(_LOSSES)[name])
+            weight, delta = (getattr(self.config, option) for option in _LOSSES[name])
             if weight and error.numel():
-                delta = self.config.huber_delta
                 zero = torch.zeros_like(error)
                 # Divided by δ: linear errors count as they are.
                 huber = nn.functional.huber_loss(error, zero, delta=delta) / delta
@@ -139,7 +143,8 @@ class PotentialModule(L.LightningModule):
             "stress": "stress_mae_ev_per_a3",
         }
         error = sum(
-            getattr(self.config, weight) * figures.get(units[name], 0.0) for name, weight in _LOSSES
+            getattr(self.config, weight) * figures.get(units[name], 0.0)
+            for name, (weight, _) in _LOSSES.items()
         )
         self.log("val_error", error, prog_bar=True)
         self.history.append(float(error))

@@ -2,8 +2,8 @@
 
 Called by batch_prediction.py, a package a process: ``python _peers.py megnet FOLDER``. CHGNet
 brings its weights; the others fetch theirs when they are used, so these have random weights in the
-shape that the package gives by default, which takes as long. Each reads with pymatgen, as its users
-do, builds the graphs with its own code, and runs batches of like size: at its best, not as it comes.
+shape that the package gives by default, which takes as long. Each reads with pymatgen, as users
+do, builds the graphs with its own code, and runs batches of like size: at its best.
 """
 
 from __future__ import annotations

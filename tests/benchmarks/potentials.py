@@ -1,7 +1,7 @@
 """Force plugins on mlearn, Li-Al and Nb-Mo-Ta-W: test errors, a tenth of the frames, forgetting.
 
 Variants: ``general`` (nothing trained), ``full`` and ``full-ewc`` (all training frames, layers free
-or held by EWC), ``tenth`` and ``tenth-scratch`` (a tenth of them, from the general potential or from
+or held by EWC), ``tenth`` and ``tenth-scratch`` (a tenth, from the general potential or from
 random weights). A tenth of
 what a variant may see is held out of training to choose the epoch; the test frames are looked at
 once, after it. What is there in ``--runs`` is not computed again; several processes may share it.
