@@ -82,8 +82,10 @@ def full_text(name: str) -> str:
             error, unit = headline_figure(figures)
             lines.append(f"  {prop:32} {part:4}  {error:.4g} {unit}  (n {figures['n']:,})")
     if is_potential(card):
-        for part in ("validation", "test"):
-            lines.append(f"  {part}: {', '.join(_potential_errors(card.get(part, {})))}")
+        lines += [
+            f"  {part}: {', '.join(_potential_errors(card.get(part, {})))}"
+            for part in ("validation", "test")
+        ]
     lines += ["", "data", *_data_lines(card), "", "training"]
     for key in ("training_device", "training_seconds", "note", "command", "date", "licence"):
         if key in card:
