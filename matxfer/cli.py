@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from matxfer.benchmark.cli import app as benchmark_app
+from matxfer.finetune_cli import finetune
+from matxfer.potential_cli import potential
 from matxfer.predict_cli import predict
 from matxfer.simulate_cli import md, relax
 from matxfer.terminal import (
     AsJson,
     ModelOfPlugins,
-    ModelOption,
     StructureColumn,
     condition,
     counter_on_terminal,
     figures_line,
-    integers,
     interruptible,
     plain_warnings,
-    plugin_lines,
     print_json,
-    say_trial,
-    strength_of,
     told_in_one_line,
 )
 
@@ -41,145 +38,9 @@ app = typer.Typer(
 app.command()(predict)
 app.command()(relax)
 app.command()(md)
+app.command()(finetune)
+app.command()(potential)
 app.add_typer(benchmark_app)
-
-#: The same name as in matxfer.model, which would import torch.
-DEFAULT_MODEL = "mp-base"
-
-
-@app.command()
-def finetune(
-    table: Annotated[str, typer.Argument(help="Parquet or CSV table.")],
-    target: Annotated[str, typer.Option(help="Column of values; its name ends in the unit.")],
-    output: Annotated[
-        str | None, typer.Option("-o", "--output", help="Folder of the plugin.")
-    ] = None,
-    model: ModelOption = DEFAULT_MODEL,
-    split_column: Annotated[
-        str | None, typer.Option(help="Column with train, val, test; else a seeded random split.")
-    ] = None,
-    strategy: Annotated[
-        str | None,
-        typer.Option(
-            help="auto: try the others, keep the best on validation rows; features: a simple model "
-            "on fingerprints; finetune: readouts and layers; scratch: from random weights."
-        ),
-    ] = None,
-    freeze: Annotated[
-        int | None,
-        typer.Option(help="Frozen message-passing layers: 0 none … L all but the readout."),
-    ] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="Layers that the readout reads, such as 2,4 (default all).")
-    ] = None,
-    features: Annotated[
-        str | None,
-        typer.Option(
-            help="ridge, kernel_ridge, gaussian_process or forest, of --strategy features."
-        ),
-    ] = None,
-    difference: Annotated[
-        bool | None,
-        typer.Option(help="Learn the difference from the base's own prediction, if it has one."),
-    ] = None,
-    retain: Annotated[
-        str | None,
-        typer.Option(
-            help="Hold on to what the source needs: none, ewc, l2sp, distill, replay, ewc+replay."
-        ),
-    ] = None,
-    strength: Annotated[
-        str | None,
-        typer.Option(help="λ of the retention (1: the source's full posterior), or auto."),
-    ] = None,
-    source_data: Annotated[
-        str | None,
-        typer.Option(help="Table of source structures: to rehearse, and to measure forgetting on."),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="At most so many passes.")] = None,
-    patience: Annotated[
-        int | None, typer.Option(help="Stop after so many passes without improvement.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Crystals per step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of the last layer.")] = None,
-    layer_decay: Annotated[
-        float | None, typer.Option(help="Learning rate of a layer over that of the one above.")
-    ] = None,
-    head_learning_rate: Annotated[float | None, typer.Option(help="Of the readout.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="On the readout.")] = None,
-    unfreeze_every: Annotated[
-        int | None, typer.Option(help="Free one layer more, from the top, every so many epochs.")
-    ] = None,
-    average: Annotated[
-        float | None, typer.Option(help="Decay of a running average of the weights; 0: none.")
-    ] = None,
-    readout: Annotated[
-        str | None, typer.Option(help="atomwise, pooled, extrema or statistics.")
-    ] = None,
-    members: Annotated[int | None, typer.Option(help="Readouts in the ensemble.")] = None,
-    transform: Annotated[
-        str | None,
-        typer.Option(
-            help="identity, nonnegative, log, log10, log1p, bounded(LOW,HIGH), or auto: chosen on "
-            "validation rows (default: that of the property)."
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Initial weights, order, random split.")] = None,
-    structure_column: StructureColumn = None,
-    as_json: AsJson = False,
-) -> None:
-    """Train a plugin for one property of a table.
-
-    What the frozen layers of the base model make of the structures is computed once and kept; by
-    default several strategies on top of it are tried, the best on the validation rows is kept,
-    and the test rows are reported once.
-    """
-    from matxfer.transfer.finetune import finetune as run
-
-    options: dict[str, Any] = {
-        "strategy": strategy,
-        "freeze": freeze,
-        "layers": layers and tuple(integers("--layers", layers)),
-        "features": features,
-        "difference": difference,
-        "unfreeze_every": unfreeze_every,
-        "average": average,
-        "members": members,
-        "retain": retain,
-        "strength": strength and strength_of(strength),
-        "epochs": epochs,
-        "patience": patience,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "layer_decay": layer_decay,
-        "head_learning_rate": head_learning_rate,
-        "weight_decay": weight_decay,
-        "readout": readout,
-        "transform": transform,
-        "seed": seed,
-    }
-    folder = output or f"{Path(table).stem}-plugin"
-    with plain_warnings(), counter_on_terminal("building graphs") as advance:
-        plugin = run(
-            table,
-            target,
-            folder,
-            model=model,
-            split_column=split_column,
-            structure_column=structure_column,
-            source_data=source_data,
-            on_graphs=advance,
-            on_trial=None if as_json else say_trial,
-            **{name: value for name, value in options.items() if value is not None},
-        )
-    if as_json:
-        print_json({"plugin": folder, **plugin.meta})
-        return
-    for line in plugin_lines(plugin.meta):
-        typer.echo(line)
-    typer.echo(
-        f"{folder}: written in {plugin.meta['seconds']:.1f} s; use it with --plugin {folder}"
-    )
 
 
 @app.command()

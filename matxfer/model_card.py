@@ -6,7 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from matxfer.files import read_shapes
-from matxfer.model import WEIGHTS_FILE, find_model
+from matxfer.model import WEIGHTS_FILE, find_model, is_potential
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +33,9 @@ def one_line(name: str) -> str:
     """Return name, size, properties and test errors of a model."""
     folder, card = find_model(name)
     parameters, megabytes = size_of(folder)
+    size = f"{name}: {parameters:,} parameters, {megabytes:.1f} MB"
+    if is_potential(card):
+        return f"{size}; potential ({', '.join(_potential_errors(card.get('test', {})))})"
     properties = []
     for head in card["heads"]:
         prop = head["property"]["name"]
@@ -42,7 +45,21 @@ def one_line(name: str) -> str:
             error, unit = headline_figure(test)
             text += f" (MAE {error:.3g} {unit})" if unit else f" (MAE {error:.3g})"
         properties.append(text)
-    return f"{name}: {parameters:,} parameters, {megabytes:.1f} MB; {', '.join(properties)}"
+    return f"{size}; {', '.join(properties)}"
+
+
+def _potential_errors(figures: dict[str, Any]) -> list[str]:
+    """Return the mean absolute errors of a potential, each with its unit."""
+    named = {
+        "energy": ("energy_mae_ev_per_atom", "eV/atom"),
+        "forces": ("forces_mae_ev_per_a", "eV/Å"),
+        "stress": ("stress_mae_ev_per_a3", "eV/Å³"),
+    }
+    return [
+        f"{what} MAE {figures[key]:.3g} {unit}"
+        for what, (key, unit) in named.items()
+        if key in figures
+    ]
 
 
 def full_text(name: str) -> str:
@@ -64,7 +81,29 @@ def full_text(name: str) -> str:
                 continue
             error, unit = headline_figure(figures)
             lines.append(f"  {prop:32} {part:4}  {error:.4g} {unit}  (n {figures['n']:,})")
-    lines += ["", "data"]
+    if is_potential(card):
+        lines += [
+            f"  {part}: {', '.join(_potential_errors(card.get(part, {})))}"
+            for part in ("validation", "test")
+        ]
+    lines += ["", "data", *_data_lines(card), "", "training"]
+    for key in ("training_device", "training_seconds", "note", "command", "date", "licence"):
+        if key in card:
+            lines.append(f"  {key.replace('_', ' ')}: {card[key]}")
+    lines += [f"  cite: {entry}" for entry in card.get("citation", [])]
+    lines.append(f"  sha256: {card['sha256']}")
+    return "\n".join(lines)
+
+
+def _data_lines(card: dict[str, Any]) -> list[str]:
+    """Return what a model was trained on, a line or two per table."""
+    if is_potential(card):
+        data = card.get("data", {})
+        rows = ", ".join(f"{part} {count:,}" for part, count in data.get("rows", {}).items())
+        lines = [f"  {data.get('frames', 'unknown')}: {rows}"]
+        lines += [f"    {finding['message']}" for finding in data.get("findings", [])]
+        return [*lines, f"  licence: {data['licence']}"] if data.get("licence") else lines
+    lines = []
     for table in card.get("data", []):
         learnt = ", ".join(table["targets"]) or f"denoising, {table.get('denoise_angstrom')} Å"
         rows = ", ".join(f"{part} {count:,}" for part, count in table["rows"].items())
@@ -72,10 +111,4 @@ def full_text(name: str) -> str:
         if kept_out := table.get("excluded"):
             tables = ", ".join(t["table"] for t in kept_out["tables"])
             lines.append(f"    without the materials of {tables}")
-    lines += ["", "training"]
-    for key in ("training_device", "training_seconds", "note", "command", "date", "licence"):
-        if key in card:
-            lines.append(f"  {key.replace('_', ' ')}: {card[key]}")
-    lines += [f"  cite: {entry}" for entry in card.get("citation", [])]
-    lines.append(f"  sha256: {card['sha256']}")
-    return "\n".join(lines)
+    return lines

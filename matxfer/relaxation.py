@@ -106,7 +106,10 @@ def relax(atoms: Atoms, options: RelaxOptions | None = None) -> tuple[bool, int]
     make = getattr(ase.optimize, OPTIMIZERS[options.optimizer])
     dynamics = make(target, logfile=None)
     try:
-        converged = dynamics.run(fmax=options.fmax_ev_per_a, steps=options.steps)
+        with warnings.catch_warnings():
+            # SciPy's, of 1e-12 in the logarithm of the cell's deformation, at every step.
+            warnings.filterwarnings("ignore", "logm result may be inaccurate", RuntimeWarning)
+            converged = dynamics.run(fmax=options.fmax_ev_per_a, steps=options.steps)
     except CrystalError as error:
         if dynamics.nsteps == 0:
             raise
@@ -142,12 +145,24 @@ def relax_entries(
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", DomainWarning)
                 row |= _relaxed(entry.crystal, calculator, options)
-            told = [str(w.message) for w in caught if issubclass(w.category, DomainWarning)]
-            row["warning"] = "; ".join(told) or None
+            row["warning"] = _told(caught)
         except CrystalError as error:
             located = error.located(entry.source, entry.frame)
             row |= {"error_kind": str(error.kind), "error": str(located)}
         yield row
+
+
+def _told(caught: list[warnings.WarningMessage]) -> str | None:
+    """Return what was said of the training domain as one text, and pass other warnings on."""
+    words = []
+    for warning in caught:
+        if issubclass(warning.category, DomainWarning):
+            words.append(str(warning.message))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    return "; ".join(words) or None
 
 
 def _relaxed(crystal: Crystal, calculator: MatxferCalculator, options: RelaxOptions) -> Row:

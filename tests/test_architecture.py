@@ -28,7 +28,8 @@ FLOORS = (
     ("output_structures",),
     ("calculator", "output", "benchmark"),
     ("campaign", "relaxation", "dynamics"),
-    ("predict_cli", "simulate_cli"),
+    ("predict_cli", "simulate_cli", "potential_cli"),
+    ("finetune_cli",),
     ("cli",),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

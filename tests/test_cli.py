@@ -294,7 +294,7 @@ def test_errors_of_many_lines_become_one(run, tiny_model_folder, plugins, tmp_pa
     [
         ["predict"],
         ["predict", "a.cif", "--colour", "red"],
-        ["finetune", "a.csv"],
+        ["finetune"],
         ["finetune", "a.csv", "--target", "x_ev", "--epochs", "many"],
         ["unknown"],
     ],

@@ -69,28 +69,15 @@ class Finding:
         return asdict(self)
 
 
-def check_frames(
-    frames: Frames, predicted_ev_per_atom: NDArray[np.float64] | None = None
-) -> list[Finding]:
-    """Look for other units, signs and references in frames, file by file.
-
-    Parameters
-    ----------
-    frames
-        The frames.
-    predicted_ev_per_atom
-        What a potential says of them, (n,), NaN where nothing: it makes the search for other
-        references sharper.
-    """
+def check_units(frames: Frames) -> list[Finding]:
+    """Look for other units, signs and offsets than eV, eV/Å and eV/Å³, file by file."""
     found: list[Finding] = []
-    usable = np.array([isinstance(c, Crystal) for c in frames.crystals], dtype=bool)
+    usable = _usable(frames)
     for number, (source, labels) in enumerate(frames.labels):
         rows = np.flatnonzero(usable & (frames.file == number))
         if len(rows):
             place = _Place(Path(source).name, labels)
             found += _scales(frames, rows, place) or _work(frames, rows, place)
-    if not any(finding.certain for finding in found):
-        found += _references(frames, np.flatnonzero(usable), predicted_ev_per_atom)
     return found
 
 
@@ -260,17 +247,29 @@ def _pressures(frames: Frames, rows: NDArray[np.int64], place: _Place) -> list[F
 
 
 # -- references of the energies ------------------------------------------------------------------
-def _references(
-    frames: Frames, rows: NDArray[np.int64], predicted: NDArray[np.float64] | None
+def check_references(
+    frames: Frames, predicted_ev_per_atom: NDArray[np.float64] | None = None
 ) -> list[Finding]:
-    """Find sets of frames whose energies have another zero than those of the others."""
+    """Find sets of frames whose energies have another zero than those of the others.
+
+    Parameters
+    ----------
+    frames
+        The frames; their groups and what an energy per element leaves tell the sets apart.
+    predicted_ev_per_atom
+        What a potential says of them, (n,), NaN where nothing: it makes the search sharper.
+    """
+    predicted = predicted_ev_per_atom
+    rows = np.flatnonzero(_usable(frames))
     rows = rows[np.isfinite(frames.energy_ev[rows])]
     energy, least = frames.energy_ev[rows] / _atoms(frames, rows), OFFSET_EV_PER_ATOM
     if predicted is not None:
         known = np.isfinite(predicted[rows])
         rows, energy = rows[known], (energy - predicted[rows])[known]
         least = EXPLAINED_OFFSET_EV_PER_ATOM
-    room = np.array([_crystal(frames, row).volume_angstrom3 for row in rows]) / _atoms(frames, rows)
+    room = np.array([_crystal(frames, row).volume_angstrom3 for row in rows.tolist()]) / _atoms(
+        frames, rows
+    )
     if len(rows) < 2 * _SET:
         return []
     dense = room < _THIN * np.median(room)
@@ -356,6 +355,10 @@ def _references_of(x: NDArray[np.float64], energy: NDArray[np.float64]) -> NDArr
 def _spread(values: NDArray[np.float64]) -> float:
     """Return a spread that nine tenths of the values decide."""
     return float(np.quantile(np.abs(values), 0.9)) / 1.645
+
+
+def _usable(frames: Frames) -> NDArray[np.bool_]:
+    return np.array([isinstance(c, Crystal) for c in frames.crystals], dtype=bool)
 
 
 def _crystal(frames: Frames, row: int) -> Crystal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from matxfer.data.table import TableError
 from matxfer.errors import OptionError
 from matxfer.fisher import total_fisher
 from matxfer.model import find_model, is_potential, load_model
 from matxfer.potential.config import PotentialConfig
+from matxfer.potential.dataset import FrameData, prepare
 from matxfer.potential.errors import measure
 from matxfer.potential.fisher import potential_fisher
 from matxfer.potential.frames import Frames, read_frames
@@ -24,14 +27,15 @@ from matxfer.potential.references import fit_references, shift_references
 from matxfer.potential.training import train_potential
 from matxfer.provenance import provenance
 from matxfer.transfer.ewc import EWCPenalty
-from matxfer.transfer.freezing import trainable_blocks
+from matxfer.transfer.freezing import check_depth, trainable_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    import pandas as pd
+    from matxfer.potential.frames import Source
 
     Progress = Callable[[int], None]
+    OnData = Callable[[FrameData], None]
     OnBest = Callable[[dict[str, float]], None]
 
 #: Frames over which Fisher information is averaged.
@@ -39,7 +43,7 @@ FISHER_FRAMES = 500
 
 
 def make_potential(
-    table: str | Path | pd.DataFrame | Frames,
+    table: Source | Sequence[Source] | Frames,
     folder: str | Path,
     *,
     model: str | Path | None = "mp-small",
@@ -47,7 +51,9 @@ def make_potential(
     split_column: str | None = None,
     where: dict[str, list[Any]] | None = None,
     licence: str = "",
+    check: bool = True,
     on_graphs: Progress | None = None,
+    on_data: OnData | None = None,
     on_best: OnBest | None = None,
     **options: Any,
 ) -> Potential:
@@ -66,8 +72,11 @@ def make_potential(
         Column of the split; values that a row must have in other columns.
     licence
         Of the data, for the card.
-    on_graphs, on_best
-        Called per graph, and with the validation errors of each best epoch.
+    check
+        Whether frames that are certainly in other units are refused; else that is a warning.
+    on_graphs, on_data, on_best
+        Called per graph, with the frames when they are ready, and with the validation errors of
+        each best epoch.
     options
         Of :class:`PotentialConfig`.
     """
@@ -75,18 +84,31 @@ def make_potential(
     torch.manual_seed(config.seed)
     started = time.monotonic()
     potential = _start(model, architecture)
-    frames, packed = _packed(table, split_column, where, config, potential, on_graphs)
-    train = packed.rows("train")
-    if not isinstance(model, str | Path) or not _is_potential(model):
+    check_depth(potential.backbone, config.freeze)
+    trained = model is not None and _is_potential(model)
+    data = prepare(
+        table,
+        potential,
+        trained=trained,
+        split_column=split_column,
+        where=where,
+        seed=config.seed,
+        check=check,
+        on_graphs=on_graphs,
+    )
+    packed, train = data.packed, data.packed.rows("train")
+    _require_both(data)
+    if on_data is not None:
+        on_data(data)
+    if not trained:
         fit_references(potential, packed)
-    potential.elements |= {int(z) for z in np.unique(packed.graphs.select(train).numbers)}
+    potential.elements |= set(data.elements)
     _trainable(potential, config.freeze)
     potential.card |= {
         "data": {
-            "frames": Path(frames.source).name,
+            **data.facts(),
             "split_column": split_column,
             "where": where or {},
-            "rows": _counts(packed),
             "licence": licence,
         },
         "start": str(model) if model else "random",
@@ -120,14 +142,16 @@ def make_potential(
 
 
 def finetune_potential(
-    table: str | Path | pd.DataFrame | Frames,
+    table: Source | Sequence[Source] | Frames,
     folder: str | Path | None = None,
     *,
     potential: str | Path | Potential = "mp-potential",
     split_column: str | None = None,
     where: dict[str, list[Any]] | None = None,
     source_data: str | Path | Frames | None = None,
+    check: bool = True,
     on_graphs: Progress | None = None,
+    on_data: OnData | None = None,
     on_best: OnBest | None = None,
     **options: Any,
 ) -> PotentialPlugin:
@@ -145,7 +169,7 @@ def finetune_potential(
         As in :func:`make_potential`.
     source_data
         Frames of the general potential, whose ``test`` part tells what has been forgotten.
-    on_graphs, on_best
+    check, on_graphs, on_data, on_best
         As in :func:`make_potential`.
     options
         Of :class:`PotentialConfig`.
@@ -159,10 +183,24 @@ def finetune_potential(
     torch.manual_seed(config.seed)
     started = time.monotonic()
     base = potential if isinstance(potential, Potential) else load_potential(potential)
-    frames, packed = _packed(table, split_column, where, config, base, on_graphs)
     plugin = PotentialPlugin(base, config.freeze)
-    train = packed.rows("train")
-    plugin.potential.elements |= {int(z) for z in np.unique(packed.graphs.select(train).numbers)}
+    data = prepare(
+        table,
+        base,
+        trained=True,
+        split_column=split_column,
+        where=where,
+        seed=config.seed,
+        check=check,
+        on_graphs=on_graphs,
+    )
+    packed = data.packed
+    _warn_of_new_elements(base, data, config)
+    if on_data is not None:
+        on_data(data)
+    if folder is not None:  # better now than after the training
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    plugin.potential.elements |= set(data.elements)
     if config.strategy == "scratch":
         fresh = potential_from(None, base.backbone.config(), base.head.hidden_dim)
         plugin.potential.backbone.load_state_dict(fresh.backbone.state_dict())
@@ -171,23 +209,20 @@ def finetune_potential(
         shift = np.zeros(0)
     else:
         shift = shift_references(plugin.potential, packed)
-    before = measure(plugin.potential, packed, "val")
-    penalty = _penalty(plugin, config, len(train))
+    before = {part: measure(plugin.potential, packed, part) for part in ("val", "test")}
+    penalty = _penalty(plugin, config, len(packed.rows("train")))
     fit = train_potential(
         plugin.potential, packed, config, penalty, on_best and (lambda _, figures: on_best(figures))
     )
     plugin.potential.requires_grad_(False)
     plugin.meta |= {
-        "data": {
-            "frames": Path(frames.source).name,
-            "rows": _counts(packed),
-            "errors": len(packed.errors),
-        },
-        "elements": sorted({int(z) for z in np.unique(packed.graphs.select(train).numbers)}),
+        "data": data.facts(),
+        "elements": data.elements,
         "reference_shift_ev": {str(z): float(shift[z]) for z in np.flatnonzero(shift)},
         "configuration": asdict(config),
         "best_epoch": fit.best_epoch,
-        "validation_before": before,
+        "validation_before": before["val"],
+        "test_before": before["test"],
         "validation": measure(plugin.potential, packed, "val"),
         "test": measure(plugin.potential, packed, "test"),
         "seconds_per_epoch": fit.seconds_per_epoch,
@@ -205,14 +240,14 @@ def retention(
 ) -> dict[str, Any]:
     """Return the errors of the general potential on its test frames before and after a plugin."""
     if not isinstance(source, PackedFrames):
-        card = plugin.base.card
+        card = {"data": {}, "configuration": {"seed": 0}} | plugin.base.card
         frames = (
             source
             if isinstance(source, Frames)
             else read_frames(
                 source,
-                split_column=card["data"]["split_column"],
-                where=card["data"]["where"],
+                split_column=card["data"].get("split_column"),
+                where=card["data"].get("where"),
                 seed=card["configuration"]["seed"],
             )
         )
@@ -228,24 +263,37 @@ def _penalty(plugin: PotentialPlugin, config: PotentialConfig, n_train: int) -> 
         return None
     if config.freeze == plugin.base.backbone.n_layers:
         raise OptionError("all layers are frozen: there is nothing to retain")
-    source = int(plugin.base.card["fisher"]["n_source"])
-    ratio = source / max(n_train, 1)
-    return EWCPenalty(plugin.potential.backbone, plugin.base.fisher(), config.strength, ratio)
+    fisher = plugin.base.fisher()
+    ratio = int(plugin.base.card["fisher"]["n_source"]) / max(n_train, 1)
+    return EWCPenalty(plugin.potential.backbone, fisher, config.strength, ratio)
 
 
-def _packed(
-    table: str | Path | pd.DataFrame | Frames,
-    split_column: str | None,
-    where: dict[str, list[Any]] | None,
-    config: PotentialConfig,
-    potential: Potential,
-    on_graphs: Progress | None,
-) -> tuple[Frames, PackedFrames]:
-    frames = table
-    if not isinstance(frames, Frames):
-        frames = read_frames(frames, split_column=split_column, where=where, seed=config.seed)
-    cutoff = potential.backbone.graph_options.cutoff_angstrom
-    return frames, PackedFrames.build(frames, cutoff, on_graphs)
+def _require_both(data: FrameData) -> None:
+    """Refuse frames that a general potential cannot be made of."""
+    frames = data.frames
+    for part in ("train", "val"):
+        rows = data.packed.rows(part)
+        energies = np.isfinite(frames.energy_ev[rows]).any()
+        forces = any(frames.forces_ev_per_a[row] is not None for row in rows)
+        for what, there in (("energies", energies), ("forces", forces)):
+            if not there:
+                raise TableError(
+                    f"{frames.source}: there are no {what} in the part {part!r} of the split; a "
+                    "general potential needs energies and forces"
+                )
+
+
+def _warn_of_new_elements(base: Potential, data: FrameData, config: PotentialConfig) -> None:
+    new = [z for z in data.elements if z not in base.elements]
+    if new and config.freeze and config.strategy == "finetune":
+        from ase.data import chemical_symbols
+
+        names = ", ".join(chemical_symbols[z] for z in new)
+        warnings.warn(
+            f"the potential has never seen {names}, whose embedding is frozen at random numbers; "
+            "train all layers (--freeze 0)",
+            stacklevel=3,
+        )
 
 
 def _start(model: str | Path | None, architecture: dict[str, Any] | None) -> Potential:
@@ -267,8 +315,3 @@ def _trainable(potential: Potential, depth: int) -> None:
     potential.head.requires_grad_(True)
     for _, block in trainable_blocks(potential.backbone, depth):
         block.requires_grad_(True)
-
-
-def _counts(frames: PackedFrames) -> dict[str, int]:
-    parts, counts = np.unique(frames.split, return_counts=True)
-    return dict(zip(parts.tolist(), counts.tolist(), strict=True))

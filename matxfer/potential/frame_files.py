@@ -56,10 +56,20 @@ def read_frame_file(
     if not len(frame):
         raise TableError(f"{source}: there are no frames; check how the file was written")
     if where:
-        frame = rows_where(frame, where, source)
+        frame = rows_where(frame, _as_in_table(where, frame), source)
     if crystals:
         return frame, [crystals[row] for row in frame.index], source
     return frame, _crystals_of_table(frame, source), source
+
+
+def _as_in_table(where: dict[str, list[Any]], frame: pd.DataFrame) -> dict[str, list[Any]]:
+    """Return conditions whose texts (of a command line) are the values that they stand for."""
+    found = dict(where)
+    for column, values in where.items():
+        if column in frame.columns:
+            present = {str(value): value for value in frame[column].drop_duplicates()}
+            found[column] = [present.get(v, v) if isinstance(v, str) else v for v in values]
+    return found
 
 
 def _crystals_of_table(frame: pd.DataFrame, source: str) -> list[Crystal | CrystalError]:

@@ -1,0 +1,217 @@
+"""The command ``matxfer finetune``: a plugin for a property of a table, or of a potential."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from matxfer.errors import OptionError
+from matxfer.potential_cli import (
+    Check,
+    EnergyWeight,
+    ForceWeight,
+    MaxForce,
+    StressWeight,
+    Where,
+    finetune_frames,
+    potential_of,
+    refuse,
+)
+from matxfer.terminal import (
+    AsJson,
+    ModelOption,
+    StructureColumn,
+    counter_on_terminal,
+    integers,
+    plain_warnings,
+    plugin_lines,
+    print_json,
+    say_trial,
+    strength_of,
+)
+
+#: The same name as in matxfer.model, which would import torch.
+DEFAULT_MODEL = "mp-base"
+
+
+def finetune(
+    tables: Annotated[
+        list[str],
+        typer.Argument(
+            help="Parquet or CSV table; for a potential tables or extended XYZ files of frames.",
+            metavar="TABLE...",
+        ),
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(help="Column of values; its name ends in the unit. A potential needs none."),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="Folder of the plugin.")
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    split_column: Annotated[
+        str | None, typer.Option(help="Column with train, val, test; else a seeded random split.")
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: try the others, keep the best on validation rows; features: a simple model "
+            "on fingerprints; finetune: readouts and layers; scratch: from random weights."
+        ),
+    ] = None,
+    freeze: Annotated[
+        int | None,
+        typer.Option(help="Frozen message-passing layers: 0 none … L all but the readout."),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers that the readout reads, such as 2,4 (default all).")
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="ridge, kernel_ridge, gaussian_process or forest, of --strategy features."
+        ),
+    ] = None,
+    difference: Annotated[
+        bool | None,
+        typer.Option(help="Learn the difference from the base's own prediction, if it has one."),
+    ] = None,
+    retain: Annotated[
+        str | None,
+        typer.Option(
+            help="Hold on to what the source needs: none, ewc, l2sp, distill, replay, ewc+replay."
+        ),
+    ] = None,
+    strength: Annotated[
+        str | None,
+        typer.Option(help="λ of the retention (1: the source's full posterior), or auto."),
+    ] = None,
+    source_data: Annotated[
+        str | None,
+        typer.Option(help="Table of source structures: to rehearse, and to measure forgetting on."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="At most so many passes.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many passes without improvement.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Crystals per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the last layer.")] = None,
+    layer_decay: Annotated[
+        float | None, typer.Option(help="Learning rate of a layer over that of the one above.")
+    ] = None,
+    head_learning_rate: Annotated[float | None, typer.Option(help="Of the readout.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="On the readout.")] = None,
+    unfreeze_every: Annotated[
+        int | None, typer.Option(help="Free one layer more, from the top, every so many epochs.")
+    ] = None,
+    average: Annotated[
+        float | None, typer.Option(help="Decay of a running average of the weights; 0: none.")
+    ] = None,
+    readout: Annotated[
+        str | None, typer.Option(help="atomwise, pooled, extrema or statistics.")
+    ] = None,
+    members: Annotated[int | None, typer.Option(help="Readouts in the ensemble.")] = None,
+    transform: Annotated[
+        str | None,
+        typer.Option(
+            help="identity, nonnegative, log, log10, log1p, bounded(LOW,HIGH), or auto: chosen on "
+            "validation rows (default: that of the property)."
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Initial weights, order, random split.")] = None,
+    structure_column: StructureColumn = None,
+    where: Where = None,
+    energy_weight: EnergyWeight = None,
+    force_weight: ForceWeight = None,
+    stress_weight: StressWeight = None,
+    max_force: MaxForce = None,
+    check: Check = True,
+    as_json: AsJson = False,
+) -> None:
+    """Train a plugin for one property of a table, or of a potential on frames.
+
+    What the frozen layers of the base model make of the structures is computed once and kept; by
+    default several strategies on top of it are tried, the best on the validation rows is kept,
+    and the test rows are reported once. With a potential as --model the tables hold frames with
+    energies, forces and, if there are any, stresses, which are learnt together.
+    """
+    common: dict[str, Any] = {
+        "strategy": strategy,
+        "freeze": freeze,
+        "average": average,
+        "retain": retain,
+        "strength": strength and strength_of(strength),
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "layer_decay": layer_decay,
+        "head_learning_rate": head_learning_rate,
+        "weight_decay": weight_decay,
+        "seed": seed,
+    }
+    of_properties: dict[str, Any] = {
+        "layers": layers and tuple(integers("--layers", layers)),
+        "features": features,
+        "difference": difference,
+        "unfreeze_every": unfreeze_every,
+        "members": members,
+        "patience": patience,
+        "batch_size": batch_size,
+        "readout": readout,
+        "transform": transform,
+    }
+    of_frames = {
+        "energy_weight": energy_weight,
+        "force_weight": force_weight,
+        "stress_weight": stress_weight,
+    }
+    if (base := potential_of(model, target)) is not None:
+        refuse(
+            of_properties | {"structure_column": structure_column},
+            f"is of properties, but {base} is a potential",
+        )
+        finetune_frames(
+            tables,
+            output,
+            base,
+            split_column=split_column,
+            where=where,
+            source_data=source_data,
+            check=check,
+            as_json=as_json,
+            options=common | of_frames | {"max_force_ev_per_a": max_force},
+        )
+        return
+    from matxfer.transfer.finetune import finetune as run
+
+    refuse(
+        of_frames | {"max_force": max_force, "where": where, "no_check": None if check else False},
+        f"is of frames and potentials, but {model} is a model of properties",
+    )
+    if len(tables) > 1:
+        raise OptionError(f"one table is needed for a property, but {len(tables)} were given")
+    (table,), options = tables, common | of_properties
+    folder = output or f"{Path(table).stem}-plugin"
+    with plain_warnings(), counter_on_terminal("building graphs") as advance:
+        plugin = run(
+            table,
+            str(target),
+            folder,
+            model=model,
+            split_column=split_column,
+            structure_column=structure_column,
+            source_data=source_data,
+            on_graphs=advance,
+            on_trial=None if as_json else say_trial,
+            **{name: value for name, value in options.items() if value is not None},
+        )
+    if as_json:
+        print_json({"plugin": folder, **plugin.meta})
+        return
+    for line in plugin_lines(plugin.meta):
+        typer.echo(line)
+    typer.echo(
+        f"{folder}: written in {plugin.meta['seconds']:.1f} s; use it with --plugin {folder}"
+    )
