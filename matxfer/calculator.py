@@ -15,8 +15,8 @@ from matxfer.data.packed import PackedGraphs
 from matxfer.errors import OptionError
 from matxfer.forcefield import ForceField, load_members
 from matxfer.graph import build_graph
-from matxfer.model import find_model
-from matxfer.potential.model import Potential, is_potential
+from matxfer.model import find_model, is_potential
+from matxfer.potential.model import Potential
 from matxfer.potential.plugin import PotentialPlugin, is_potential_plugin
 from matxfer.transfer.bases import with_base
 from matxfer.transfer.plugin import Plugin, column_names, predict_all

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from matxfer.crystal import Crystal
 from matxfer.data.table import TableError
 from matxfer.errors import OptionError
 from matxfer.fisher import total_fisher
@@ -24,6 +25,7 @@ from matxfer.potential.model import Potential, load_potential, potential_from
 from matxfer.potential.packed import PackedFrames
 from matxfer.potential.plugin import PotentialPlugin
 from matxfer.potential.references import fit_references, shift_references
+from matxfer.potential.relaxed import relaxed_frames
 from matxfer.potential.training import train_potential
 from matxfer.provenance import provenance
 from matxfer.transfer.ewc import EWCPenalty
@@ -50,6 +52,9 @@ def make_potential(
     architecture: dict[str, Any] | None = None,
     split_column: str | None = None,
     where: dict[str, list[Any]] | None = None,
+    relaxed: Source | None = None,
+    relaxed_where: dict[str, list[Any]] | None = None,
+    n_relaxed: int = 6000,
     licence: str = "",
     check: bool = True,
     on_graphs: Progress | None = None,
@@ -70,6 +75,10 @@ def make_potential(
         layers in the shape of ``architecture``.
     split_column, where
         Column of the split; values that a row must have in other columns.
+    relaxed, relaxed_where, n_relaxed
+        Table of relaxed structures that have neither forces nor stress
+        (:mod:`matxfer.potential.relaxed`), which of its rows, and how many at most. Formulas of
+        the frames that are validated or tested on are left out.
     licence
         Of the data, for the card.
     check
@@ -103,6 +112,15 @@ def make_potential(
     if not trained:
         fit_references(potential, packed)
     potential.elements |= set(data.elements)
+    if relaxed is not None:
+        at_rest = _at_rest(relaxed, relaxed_where, n_relaxed, data, config, potential)
+        potential.elements |= {int(z) for z in np.unique(at_rest.graphs.numbers)}
+        potential.card["relaxed"] = {
+            "table": Path(relaxed).name if isinstance(relaxed, str | Path) else "data frame",
+            "where": relaxed_where or {},
+            "rows": len(at_rest) - len(at_rest.errors),
+        }
+        packed = PackedFrames.concatenate([packed, at_rest])
     _trainable(potential, config.freeze)
     potential.card |= {
         "data": {
@@ -139,6 +157,25 @@ def make_potential(
     }
     potential.save(folder, fisher)
     return potential
+
+
+def _at_rest(
+    table: Source,
+    where: dict[str, list[Any]] | None,
+    n: int,
+    data: FrameData,
+    config: PotentialConfig,
+    potential: Potential,
+) -> PackedFrames:
+    """Return packed relaxed structures without the formulas that are validated or tested on."""
+    frames = data.frames
+    held_out = {
+        crystal.formula
+        for crystal, part in zip(frames.crystals, frames.split, strict=True)
+        if part in ("val", "test") and isinstance(crystal, Crystal)
+    }
+    found = relaxed_frames(table, where=where, n=n, leave_out=held_out, seed=config.seed)
+    return PackedFrames.build(found, potential.backbone.graph_options.cutoff_angstrom)
 
 
 def finetune_potential(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from matxfer.data.packed import PackedGraphs, flat_ranges
 from matxfer.graph import GraphOptions, build_graph
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -118,6 +118,28 @@ class PackedFrames:
             volume,
             split,
             errors,
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[PackedFrames]) -> PackedFrames:
+        """Put several end to end."""
+        first = np.cumsum([0, *(len(part) for part in parts)])
+
+        def joined(name: str) -> Any:
+            return np.concatenate([getattr(part, name) for part in parts])
+
+        return cls(
+            graphs=PackedGraphs.concatenate([part.graphs for part in parts]),
+            energy_ev=joined("energy_ev"),
+            forces_ev_per_a=joined("forces_ev_per_a"),
+            stress_ev_per_a3=joined("stress_ev_per_a3"),
+            volume_angstrom3=joined("volume_angstrom3"),
+            split=joined("split"),
+            errors={
+                int(start) + row: reason
+                for start, part in zip(first, parts, strict=False)
+                for row, reason in part.errors.items()
+            },
         )
 
     def rows(self, part: str) -> NDArray[np.int64]:
