@@ -164,6 +164,14 @@ def potential(
     average: Annotated[
         float | None, typer.Option(help="Decay of a running average of the weights; 0: none.")
     ] = None,
+    relaxed: Annotated[
+        str | None,
+        typer.Option(help="Table of relaxed structures: their forces and stresses are zero."),
+    ] = None,
+    relaxed_where: Annotated[
+        list[str] | None, typer.Option(help="COLUMN=VALUE: only relaxed structures that have it.")
+    ] = None,
+    n_relaxed: Annotated[int, typer.Option(help="At most so many of them, at random.")] = 6000,
     licence: Annotated[str, typer.Option(help="Of the frames, for the card.")] = "",
     seed: Annotated[int | None, typer.Option(help="Initial weights, order, random split.")] = None,
     check: Check = True,
@@ -197,6 +205,9 @@ def potential(
             model=None if model == "none" else model,
             split_column=split_column,
             where=conditions(where),
+            relaxed=relaxed,
+            relaxed_where=conditions(relaxed_where),
+            n_relaxed=n_relaxed,
             licence=licence,
             check=check,
             on_graphs=advance,
