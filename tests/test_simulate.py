@@ -398,6 +398,22 @@ def test_relax_command(small_potential_folder, tmp_path):
     assert volumes[0] != pytest.approx(5.4**3, rel=1e-5)
 
 
+def test_relax_tells_of_each_structure_that_it_is_unlike_the_training(
+    small_potential_folder, small_potential_plugins, tmp_path, recwarn
+):
+    given, table = tmp_path / "in.extxyz", tmp_path / "out.csv"
+    iron = bulk("FeO", "rocksalt", a=4.3)
+    ase.io.write(given, [iron, salt(), iron])
+    words = ("--model", small_potential_folder, "--plugin", small_potential_plugins[0])
+    out = tmp_path / "out.extxyz"
+    result = run("relax", given, "-o", out, "--table", table, "--steps", 1, *words)
+    assert result.exit_code == 0, result.output
+    warned = pd.read_csv(table)["warning"]
+    assert warned.isna().tolist() == [False, True, False]
+    assert "not trained on O, Fe" in warned[2]
+    assert not [w for w in recwarn if issubclass(w.category, DomainWarning)]
+
+
 def test_relax_command_keeps_what_is_written_when_interrupted(
     small_potential_folder, tmp_path, monkeypatch
 ):
