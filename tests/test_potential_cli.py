@@ -1,4 +1,4 @@
-"""The commands ``matxfer potential`` and ``matxfer finetune`` on frames: what they say and refuse."""
+"""The commands ``matxfer potential`` and ``finetune`` on frames: what they say and refuse."""
 
 from __future__ import annotations
 
