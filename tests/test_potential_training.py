@@ -153,7 +153,8 @@ def test_training_lowers_the_error(base, packed, base_folder):
 
 CHANGES = {
     "freeze": 0, "energy_weight": 20.0, "force_weight": 5.0, "stress_weight": 0.0,
-    "energy_delta": 3.0, "force_delta": 3.0, "stress_delta": 3.0, "epochs": 3, "max_edges": 150, "learning_rate": 1e-2,
+    "energy_delta": 3.0, "force_delta": 3.0, "stress_delta": 3.0,
+    "epochs": 3, "max_edges": 150, "learning_rate": 1e-2,
     "layer_decay": 0.2, "head_learning_rate": 2e-2, "average": 0.0, "weight_decay": 5.0,
     "warmup_fraction": 0.6, "max_force_ev_per_a": 2.5, "seed": 1, "strategy": "scratch",
 }  # fmt: skip
