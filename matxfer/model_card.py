@@ -88,8 +88,8 @@ def full_text(name: str) -> str:
         ]
     lines += ["", "data", *_data_lines(card), "", "training"]
     for key in ("training_device", "training_seconds", "note", "command", "date", "licence"):
-        if key in card:
-            lines.append(f"  {key.replace('_', ' ')}: {card[key]}")
+        if key in (told := card.get("provenance", {}) | card):
+            lines.append(f"  {key.replace('_', ' ')}: {told[key]}")
     lines += [f"  cite: {entry}" for entry in card.get("citation", [])]
     lines.append(f"  sha256: {card['sha256']}")
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ _HARTREE, _BOHR, _KCAL, _KJ, _GPA = 27.211386, 0.529177, 23.060548, 96.485332, 1
 _OTHER_ENERGIES = {"hartree": _HARTREE, "rydberg": _HARTREE / 2}
 _SMALL_ENERGIES = {"kcal/mol": _KCAL, "kJ/mol": _KJ, "meV": 1e3}
 #: A factor this close to that of a unit is that of the unit.
-_CLOSE = 0.08
+_CLOSE = 0.15
 #: Within these limits a factor is one: pairs of frames are not infinitely close.
 _ONE = (0.6, 1.6)
 #: Offsets of stress below it do no harm; 0.005 eV/Å³ are 8 kbar.
@@ -183,10 +183,10 @@ def _unit(work: Work, pairs: Pairs, place: _Place) -> str | None:
                 f"{place[FORCES]} has the other sign: these are gradients; negate them" * flipped
                 or None
             )
-        alike = b is None or abs(b / a - 1) < 0.25
+        alike = b is None or _ONE[0] < b / a < _ONE[1]
         energies = [name for name, size in _OTHER_ENERGIES.items() if _near(a, 1 / size)]
         energies += [name for name, size in _SMALL_ENERGIES.items() if _near(a, size)]
-        if _per_atom(pairs, a) and alike:
+        if _per_atom(pairs) and alike:
             energies.append("energies per atom (multiply by the number of atoms)")
         if energies and alike:
             return f"{place[ENERGY]} is not in eV: it fits {' or '.join(energies)}"
@@ -219,9 +219,10 @@ def _unit(work: Work, pairs: Pairs, place: _Place) -> str | None:
     return f"{place[STRESS]} is not in eV/Å³: it fits {' or '.join(units)}" if units else None
 
 
-def _per_atom(pairs: Pairs, factor: float) -> bool:
-    """Say whether a factor is one over the number of atoms."""
-    return bool(np.median(pairs.n_atoms) > 1 and _near(factor * float(np.median(pairs.n_atoms)), 1))
+def _per_atom(pairs: Pairs) -> bool:
+    """Say whether energies times the number of atoms are what the forces say."""
+    factor = compare(replace(pairs, energy=pairs.energy * pairs.n_atoms)).forces
+    return factor is not None and _near(factor, 1) and bool((pairs.n_atoms > 1).any())
 
 
 def _pressures(frames: Frames, rows: NDArray[np.int64], place: _Place) -> list[Finding]:

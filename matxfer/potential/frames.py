@@ -124,7 +124,8 @@ def read_frames(
     split = np.concatenate([part.split for part in parts])
     source = ", ".join(part.source for part in parts)
     if split_column is None:
-        split = random_split(_materials(crystals), fractions, seed)
+        # Wide enough for "failed".
+        split = random_split(_materials(crystals), fractions, seed).astype("<U8")
     elif not np.isin(split, SPLITS).any():
         raise TableError(
             f"{source}: column {split_column!r} holds none of {SPLITS}, but "

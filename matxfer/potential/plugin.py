@@ -53,7 +53,7 @@ class PotentialPlugin:
             adaptable_copy(base.backbone, depth),
             copy.deepcopy(base.head).requires_grad_(True),
             base.repulsion,
-            base.elements,
+            base.elements | set(self.meta.get("elements", ())),
             {"name": self.name},
         )
 
