@@ -49,7 +49,7 @@ class PotentialConfig:
     strength: float = 1.0
     energy_weight: float = 1.0
     force_weight: float = 1.0
-    stress_weight: float = 30.0
+    stress_weight: float = 3.0
     energy_delta: float = 0.005
     force_delta: float = 0.02
     stress_delta: float = 0.0005
