@@ -183,6 +183,37 @@ def is_potential(card: dict[str, Any]) -> bool:
     return isinstance(card.get("potential"), dict)
 
 
+def check_weights(folder: Path, card: dict[str, Any]) -> None:
+    """Check that the weights of a model are there and are those that its card is about.
+
+    Raises
+    ------
+    FormatError
+        If they are not.
+    """
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        raise FormatError(f"{weights}: there is no such file; fetch the model again")
+    if card.get("sha256") != sha256(weights):
+        raise FormatError(f"{weights}: the checksum differs from the card's; fetch the model again")
+
+
+def check_base(folder: Path, named: dict[str, Any], base: Model) -> None:
+    """Check that a model is the one that a plugin names as its base.
+
+    Raises
+    ------
+    FormatError
+        If its weights are others.
+    """
+    if named["sha256"] != base.checksum:
+        raise FormatError(
+            f"{folder}: trained on weights {named['sha256'][:12]}… of {named['name']!r}, but "
+            f"{base.name!r} has {base.checksum[:12]}…; load it with the one it was trained on, or "
+            "fine-tune again"
+        )
+
+
 def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
     """Load a model by the name of a shipped one or by the path of its folder.
 
@@ -199,12 +230,7 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
             "MatxferCalculator(model=…), matxfer relax or matxfer md; for a plugin of it give "
             "frames to matxfer finetune --model, and for properties a model of them"
         )
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise FormatError(f"{folder / WEIGHTS_FILE}: there is no such file; fetch the model again")
-    if card.get("sha256") != sha256(folder / WEIGHTS_FILE):
-        raise FormatError(
-            f"{folder / WEIGHTS_FILE}: the checksum differs from the card's; fetch the model again"
-        )
+    check_weights(folder, card)
     try:
         if card["architecture"]["kind"] != EdgeGatedNetwork.kind:
             raise ValueError(f"unknown architecture {card['architecture']['kind']!r}")

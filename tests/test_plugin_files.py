@@ -212,7 +212,7 @@ def _wrong_shape(tensors):
 DAMAGE = {
     "other base": (
         lambda f: _edit_json(f, base={"name": "tiny", "sha256": "ab" * 32}),
-        r"trained on weights abababababab… of model 'tiny', but 'tiny' has .*load it with",
+        r"trained on weights abababababab… of 'tiny', but 'tiny' has .*load it with",
     ),
     "other format": (lambda f: _edit_json(f, format=7), r"plugin\.json: format 7, .*install"),
     "no json": (lambda f: (f / "plugin.json").unlink(), r"plugin\.json: not read.*check the path"),

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from matxfer.data.properties import Property
-from matxfer.files import FormatError, read_tensors, sha256
+from matxfer.files import FormatError, read_tensors
 from matxfer.graph import GraphOptions
-from matxfer.model import WEIGHTS_FILE, Model, find_model, is_potential
+from matxfer.model import WEIGHTS_FILE, Model, check_weights, find_model, is_potential
 from matxfer.nn.head import PropertyHead
 from matxfer.nn.network import EdgeGatedNetwork
 from matxfer.nn.repulsion import Repulsion
@@ -176,12 +176,7 @@ def load_potential(name_or_path: str | Path = DEFAULT_POTENTIAL) -> Potential:
     folder, card = find_model(name_or_path)
     if not is_potential(card):
         raise FormatError(f"{folder}: is a model of properties, not a potential")
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise FormatError(f"{folder / WEIGHTS_FILE}: there is no such file; fetch the model again")
-    if card.get("sha256") != sha256(folder / WEIGHTS_FILE):
-        raise FormatError(
-            f"{folder / WEIGHTS_FILE}: the checksum differs from the card's; fetch the model again"
-        )
+    check_weights(folder, card)
     try:
         with torch.random.fork_rng(devices=[]):
             backbone = EdgeGatedNetwork.from_config(card["architecture"])

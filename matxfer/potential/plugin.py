@@ -17,6 +17,7 @@ from matxfer.files import (
     write_json,
     write_tensors,
 )
+from matxfer.model import check_base
 from matxfer.potential.model import Potential, load_potential
 from matxfer.transfer.freezing import adaptable_copy, check_depth, trainable_blocks
 
@@ -126,12 +127,7 @@ def load_potential_plugin(path: str | Path, base: Potential | None = None) -> Po
         raise FormatError(f"{folder}: is a plugin of a property, not of a potential")
     try:
         base = base or load_potential(meta["base"]["name"])
-        if meta["base"]["sha256"] != base.checksum:
-            raise FormatError(
-                f"{folder}: trained on weights {meta['base']['sha256'][:12]}… of potential "
-                f"{meta['base']['name']!r}, but {base.name!r} has {base.checksum[:12]}…; load it "
-                "with the one it was trained on, or fine-tune again"
-            )
+        check_base(folder, meta["base"], base)
         plugin = PotentialPlugin(base, int(meta["frozen_depth"]), meta)
         tensors = read_tensors(folder / _WEIGHTS)
         head = {k[5:]: v for k, v in tensors.items() if k.startswith("head.")}

@@ -17,7 +17,7 @@ from matxfer.files import (
     write_json,
     write_tensors,
 )
-from matxfer.model import Model, load_model
+from matxfer.model import Model, check_base, load_model
 from matxfer.nn.ensemble import ReadoutEnsemble
 from matxfer.nn.plugin_head import PluginHead, source_outputs
 from matxfer.transfer.freezing import adaptable_copy, trainable_blocks
@@ -248,12 +248,7 @@ def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
         )
     try:
         base = model or load_model(meta["base"]["name"])
-        if meta["base"]["sha256"] != base.checksum:
-            raise FormatError(
-                f"{folder}: trained on weights {meta['base']['sha256'][:12]}… of model "
-                f"{meta['base']['name']!r}, but {base.name!r} has {base.checksum[:12]}…; load it "
-                "with the model it was trained on, or fine-tune again"
-            )
+        check_base(folder, meta["base"], base)
         with torch.random.fork_rng(devices=[]):  # loading must not disturb the caller's seeds
             head = PluginHead.from_json(meta["head"])
             uncertainty = meta["uncertainty"] and Uncertainty.from_json(meta["uncertainty"])
