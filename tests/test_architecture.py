@@ -26,7 +26,7 @@ FLOORS = (
     ("prediction", "evaluation", "output_metadata"),
     ("output_structures",),
     ("calculator", "output", "benchmark"),
-    ("campaign",),
+    ("campaign", "domain"),
     ("predict_cli",),
     ("cli",),
 )
