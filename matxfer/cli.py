@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from matxfer.benchmark.cli import app as benchmark_app
+from matxfer.domain.cli import shift
 from matxfer.predict_cli import predict
 from matxfer.terminal import (
     AsJson,
@@ -38,6 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(predict)
+app.command()(shift)
 app.add_typer(benchmark_app)
 
 #: The same name as in matxfer.model, which would import torch.
