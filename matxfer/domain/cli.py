@@ -67,7 +67,7 @@ def shift(
             column=column,
             source_column=source_column,
             model=model,
-            layers=layers and integers("--layers", layers),
+            layers=integers("--layers", layers) if layers else None,
             sample=sample,
             split_column=split_column,
             structure_column=structure_column,

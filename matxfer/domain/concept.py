@@ -126,7 +126,7 @@ class Values:
     def known(self, extra: NDArray[np.bool_] | None = None) -> Values:
         """Return the rows where both are known, and that are among the ``extra`` ones."""
         rows = np.isfinite(self.value) & np.isfinite(self.source)
-        kept = np.flatnonzero(rows if extra is None else rows & extra)
+        kept = np.flatnonzero(rows if extra is None else rows & extra).tolist()
         return Values(
             [self.crystals[k] for k in kept],
             [self.compositions[k] for k in kept],
@@ -216,10 +216,12 @@ def other_quantity(
             found = cross_val_predict(model, x[:, None], y, cv=folds)
             return float(max(1 - ((y - found) ** 2).mean() / y.var(), 0.0))
 
+        rank = float(spearmanr(x, y).statistic)
+        monotone = IsotonicRegression(increasing=rank >= 0, out_of_bounds="clip")
         maps[name] = {
-            "spearman": float(spearmanr(x, y).statistic),
+            "spearman": rank,
             "linear": explained(LinearRegression()),
-            "monotone": explained(IsotonicRegression(increasing="auto", out_of_bounds="clip")),
+            "monotone": explained(monotone),
             "n": float(len(x)),
         }
     if not maps:

@@ -134,7 +134,7 @@ def trimmed_p_value(x: Floats) -> float:
     cut = int(_TRIM * n)
     left = n - 2 * cut
     spread = float(np.std(np.asarray(winsorize(x, (_TRIM, _TRIM))), ddof=1))
-    error = spread * np.sqrt(n - 1) / np.sqrt(left * (left - 1))
+    error = spread * np.sqrt(n) / left
     mean = float(trim_mean(x, _TRIM))
     return float(2 * t.sf(abs(mean) / error, left - 1)) if error > 0 else float(mean == 0)
 
@@ -236,7 +236,7 @@ def _cut(difference: Floats) -> Floats:
     spread = 1.4826 * float(np.median(np.abs(difference - middle)))
     if spread == 0:
         return difference
-    return np.clip(difference, middle - _CUT * spread, middle + _CUT * spread)
+    return np.asarray(np.clip(difference, middle - _CUT * spread, middle + _CUT * spread))
 
 
 def _without_line(difference: Floats, level: Floats) -> Floats:
@@ -244,4 +244,4 @@ def _without_line(difference: Floats, level: Floats) -> Floats:
     if not len(difference):
         return difference
     slope = robust_slope(level, difference)[0]
-    return difference - difference.mean() - slope * (level - level.mean())
+    return np.asarray(difference - difference.mean() - slope * (level - level.mean()))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from matxfer.benchmark.figures import COLOURS, save
+from matxfer.data.properties import unit_of
 from matxfer.domain.covariate import components
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def draw_diagnosis(diagnosis: Diagnosis, path: str | Path) -> bool:
     _map(axes[0], diagnosis)
     _elements(figure, axes[1], diagnosis)
     if rules.elements:
-        _residuals(figure, axes[2], diagnosis)
+        _residuals(axes[2], diagnosis)
     elif rules.points is not None:
         _relation(axes[2], diagnosis)
     save(figure, Path(path))
@@ -134,7 +135,7 @@ def _place(z: int) -> tuple[int, float]:
     return step, period
 
 
-def _residuals(figure: Any, axis: Any, diagnosis: Diagnosis) -> None:
+def _residuals(axis: Any, diagnosis: Diagnosis) -> None:
     rules = diagnosis.concept
     ranked = sorted(rules.elements.items(), key=lambda item: item[1][0])
     if len(ranked) > 24:
@@ -156,7 +157,7 @@ def _relation(axis: Any, diagnosis: Diagnosis) -> None:
     assert rules.points is not None, "drawn only where there are points"
     x, y = rules.points
     axis.scatter(x, y, s=12, c=COLOURS[1], marker="^", alpha=0.5, lw=0)
-    axis.set_xlabel(f"predicted {rules.source}")
-    axis.set_ylabel(rules.target)
+    axis.set_xlabel(f"predicted {rules.source} ({unit_of(rules.source) or 'no unit'})")
+    axis.set_ylabel(f"{rules.target} ({rules.unit or 'no unit'})")
     figures = rules.maps.get(rules.source, {})
     axis.set_title(f"Another quantity, Spearman {figures.get('spearman', float('nan')):.2f}")

@@ -27,6 +27,8 @@ _LEVEL = 0.01
 #: A table of no more elements than this is of few; so many times fewer than the source's.
 _FEW_ELEMENTS, _FEWER = 8, 3
 _NAMED = 6
+#: From this share on there is one.
+_ONE = 0.8
 #: Space groups up to this number name no structure type.
 _TRICLINIC = 2
 
@@ -164,21 +166,27 @@ def _classes(source: StructureFacts, target: StructureFacts) -> list[Kind]:
 
 
 def _prototypes(source: StructureFacts, target: StructureFacts) -> list[Kind]:
+    """Name a structure type; where distortions hide it, the type of formula that most have."""
     # What has hardly any symmetry has only its composition in common.
-    symmetric = np.array([int(name.split()[1]) > _TRICLINIC for name in target.prototype], bool)
-    if not symmetric.any():
+    symmetric = [name for name in target.prototype if int(name.split()[1]) > _TRICLINIC]
+    if not symmetric:
         return []
-    names, counts = np.unique(target.prototype[symmetric], return_counts=True)
+    names, counts = np.unique(symmetric, return_counts=True)
     most = str(names[np.argmax(counts)])
-    here, there = target.prototype == most, source.prototype == most
+    formula, _ = most.split()
+    formulas = [np.char.startswith(f.prototype, f"{formula} ") for f in (target, source)]
+    if formulas[0].mean() > _ONE and len(formula) > 1:
+        kind = "one type of formula"
+        here, there, more = *formulas, f", most often {prototype_name(most)}"
+        named = formula
+    else:
+        here, there = target.prototype == most, source.prototype == most
+        kind = "one prototype" if here.mean() > _ONE else "a frequent prototype"
+        named, more = prototype_name(most), ""
     difference = float(here.mean() - there.mean())
     if difference < LEAST_SHARE or not _sure(here, there, len(names)):
         return []
-    count = "one prototype" if here.mean() > 0.8 else "a frequent prototype"
-    words = (
-        f"{count}: {prototype_name(most)}, {here.mean():.0%} of the structures against "
-        f"{there.mean():.1%}"
-    )
+    words = f"{kind}: {named}, {here.mean():.0%} of the structures against {there.mean():.1%}{more}"
     return [Kind("prototype", words, difference)]
 
 

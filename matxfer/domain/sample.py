@@ -43,7 +43,7 @@ HELD_OUT = ("val", "test")
 SPLIT_COLUMN = "split"
 #: Structures of one composition whose fingerprints differ by less than this, in units of the
 #: spread of each feature, are one material.
-SAME = 0.05
+SAME = 0.02
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,7 +133,8 @@ def read_collection(
     Parameters
     ----------
     structures
-        A table or data frame, or whatever :func:`matxfer.predict` takes.
+        A table or data frame, or whatever :func:`matxfer.predict` takes; or a collection, which is
+        returned as it is.
     columns
         Columns of values to read where the input has them.
     split_column
@@ -146,6 +147,8 @@ def read_collection(
     TableError
         If a column is named that is not there or holds no numbers, or no structure can be read.
     """
+    if isinstance(structures, Collection):
+        return structures
     table = hasattr(structures, "iloc") or (
         isinstance(structures, str | Path) and is_table(structures)
     )
@@ -279,11 +282,13 @@ def distinct(sample: Sample, scale: NDArray[np.float64]) -> NDArray[np.int64]:
     for k, composition in enumerate(sample.compositions):
         groups.setdefault(composition, []).append(k)
     for members in groups.values():
-        own = np.array(members)
-        square = (x[own] ** 2).mean(axis=1)
-        distance = square[:, None] + square - 2 * x[own] @ x[own].T / x.shape[1]
-        near = np.argwhere(distance < SAME**2)
-        pairs += [(int(own[i]), int(own[j])) for i, j in near if i < j]
+        # Each joins the first one that is as near; a chain of small steps makes no copy.
+        waiting = np.array(members)
+        while len(waiting) > 1:
+            near = ((x[waiting] - x[waiting[0]]) ** 2).mean(axis=1) < SAME**2
+            near[0] = True
+            pairs += [(int(waiting[0]), int(k)) for k in waiting[near]]
+            waiting = waiting[~near]
     index = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     joined = coo_array((np.ones(index.shape[1]), (index[0], index[1])), shape=(n, n))
     return np.asarray(connected_components(joined, directed=False)[1], dtype=np.int64)

@@ -26,7 +26,7 @@ LEAST_SHARE, LEAST_ROWS = 0.05, 30
 #: The mean of the ratio over the source is the share of the target that the source covers, 1 if
 #: all of it. Below this the tables hardly overlap, and even weights mean nothing.
 LEAST_COVER = 0.25
-_PENALTIES = (0.003, 0.03, 0.3, 3.0)
+_PENALTIES = (0.01, 0.1, 1.0)
 _FOLDS = 5
 
 
