@@ -15,8 +15,9 @@ from sklearn.metrics import roc_auc_score
 
 import matxfer.cli
 from matxfer.crystal import Crystal
+from matxfer.data.properties import Property
 from matxfer.data.table import TableError
-from matxfer.domain import diagnose
+from matxfer.domain import diagnose, weights_for
 from matxfer.domain.covariate import covariate_shift
 from matxfer.domain.effects import (
     class_offsets,
@@ -45,6 +46,8 @@ from matxfer.domain.two_sample import (
 )
 from matxfer.domain.weights import LIMIT, clipped_weights, density_ratio
 from matxfer.errors import OptionError
+from matxfer.evaluation import evaluate
+from matxfer.metrics import regression_metrics
 from matxfer.prediction import predict
 
 ENERGY = "formation_energy_ev_per_atom"
@@ -687,6 +690,50 @@ def test_command(source, target, tiny_model_folder, tmp_path, monkeypatch, capsy
     code, _, err = run(tmp_path / "none.parquet", tables[1])
     assert code == 2
     assert "none.parquet" in err
+
+
+# -- weights in an evaluation ---------------------------------------------------------------------
+def test_weighted_metrics_are_those_of_repeated_rows():
+    rng = np.random.default_rng(15)
+    truth, found = rng.uniform(1, 9, 20), rng.uniform(1, 9, 20)
+    times = rng.integers(0, 4, 20)
+    for prop in (Property("x_ev", "eV"), Property("x_gpa", "GPa", transform="log10")):
+        weighted = regression_metrics(truth, found, prop, times.astype(float))
+        repeated = regression_metrics(np.repeat(truth, times), np.repeat(found, times), prop)
+        assert weighted.pop("n") == (times > 0).sum()
+        repeated.pop("n")
+        assert weighted == pytest.approx(repeated)
+
+
+def test_an_evaluation_is_weighed_for_a_target(tiny_model, tiny_model_folder, tmp_path,
+                                               monkeypatch, capsys):  # fmt: skip
+    """Errors of 0.5 on one family and 0.1 on the other; the target is of the other."""
+    table = made_up(240, ["CsCl", "rock salt"], 8)
+    signs = np.where(np.random.default_rng(0).random(240) < 0.5, 1, -1)
+    size = np.where(np.arange(240) % 2 == 0, 0.5, 0.1)
+    exact = predict(read_collection(table).crystals, model=tiny_model)[ENERGY].to_numpy(float)
+    table[ENERGY] = exact + signs * size
+    target = made_up(120, ["rock salt"], 9)
+    found = evaluate(table, ENERGY, model=tiny_model, weigh=weights_for(target))
+    assert found["mae"] == pytest.approx(0.3, abs=1e-4)
+    assert found["weighted"]["mae"] < 0.2
+    assert found["weighted"]["weights"]["usable"]
+    assert found["weighted"]["n"] == 240
+    assert "weighted" not in evaluate(table, ENERGY, model=tiny_model)
+    far = made_up(60, ["CsCl"], 10, stretch=2.0)
+    with pytest.warns(UserWarning, match="<data frame>: "):
+        evaluate(table, ENERGY, model=tiny_model, weigh=weights_for(far))
+    # The same on the command line.
+    table.to_parquet(tmp_path / "table.parquet")
+    target.to_parquet(tmp_path / "target.parquet")
+    words = ["evaluate", tmp_path / "table.parquet", "--target", ENERGY, "--model",
+             tiny_model_folder, "--weights-for", tmp_path / "target.parquet"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["matxfer", *map(str, words)])
+    with pytest.raises(SystemExit):
+        matxfer.cli.main()
+    out = capsys.readouterr().out
+    assert f"MAE {found['weighted']['mae']:.4g} eV/atom" in out
+    assert f"as good as {found['weighted']['weights']['effective_rows']:.0f} rows" in out
 
 
 # -- with the real model --------------------------------------------------------------------

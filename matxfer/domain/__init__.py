@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matxfer.domain.diagnosis import Diagnosis, diagnose
+    from matxfer.domain.weighing import weights_for
     from matxfer.domain.weights import ImportanceWeights, density_ratio
 
 _HOME = {
@@ -14,9 +15,10 @@ _HOME = {
     "ImportanceWeights": "matxfer.domain.weights",
     "density_ratio": "matxfer.domain.weights",
     "diagnose": "matxfer.domain.diagnosis",
+    "weights_for": "matxfer.domain.weighing",
 }
 
-__all__ = ["Diagnosis", "ImportanceWeights", "density_ratio", "diagnose"]
+__all__ = ["Diagnosis", "ImportanceWeights", "density_ratio", "diagnose", "weights_for"]
 
 
 def __getattr__(name: str) -> Any:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from matxfer.data.packed import PackedGraphs
     from matxfer.model import Model
     from matxfer.pretraining.exclusion import Composition
 
@@ -213,9 +214,8 @@ def make_sample(
         chunk = crystals[begin : begin + 200]
         graphs, errors = pack_chunk(chunk, model.backbone.graph_options)
         good = np.flatnonzero(graphs.nodes_per_graph > 0)
-        foreign = graphs.has_elements_outside(model.elements)
         failed += len(errors)
-        parts.append(_of_graphs(model, graphs, good, layers, foreign))
+        parts.append(run_layers(model, graphs, good, layers))
         kept += (begin + good).tolist()
         if on_progress is not None:
             on_progress(len(chunk))
@@ -232,13 +232,13 @@ def make_sample(
     )
 
 
-def _of_graphs(
-    model: Model,
-    graphs: Any,
-    rows: NDArray[np.int64],
-    layers: Sequence[int],
-    foreign: NDArray[np.bool_],
+def run_layers(
+    model: Model, graphs: PackedGraphs, rows: NDArray[np.int64], layers: Sequence[int]
 ) -> tuple[dict[int, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+    """Return pooled features by layer, (n, D), and source predictions, (n,), of some graphs.
+
+    Predictions for elements unknown to the model are NaN.
+    """
     backbone = model.backbone
     pooled: dict[int, list[NDArray[np.float64]]] = {layer: [] for layer in layers}
     predicted: dict[str, list[NDArray[np.float64]]] = {name: [] for name in model.heads}
@@ -257,7 +257,7 @@ def _of_graphs(
             order.append(index)
     back = np.argsort(np.concatenate([np.zeros(0, np.int64), *order]), kind="stable")
     width = 2 * backbone.node_dim
-    known = np.where(foreign[rows], np.nan, 1.0)
+    known = np.where(graphs.has_elements_outside(model.elements)[rows], np.nan, 1.0)
     return (
         {k: np.concatenate([np.zeros((0, width)), *v])[back] for k, v in pooled.items()},
         {k: np.concatenate([np.zeros(0), *v])[back] * known for k, v in predicted.items()},
