@@ -658,6 +658,9 @@ def test_bad_options_and_tables(source, target, tiny_model):
         diagnose(source, target, permutations=10, model=tiny_model)
     with pytest.raises(TableError, match="at least 10 are needed"):
         diagnose(source, target[:5], model=tiny_model)
+    copies = pd.concat([target[:3]] * 10)
+    with pytest.raises(OptionError, match="the target has 3 distinct"):
+        diagnose(source, copies, model=tiny_model)
     broken = target.copy()
     broken.at[0, "numbers"] = np.array([11, 200])
     assert diagnose(source, broken, model=tiny_model).unread == 1

@@ -11,6 +11,7 @@ from matxfer.domain.kinds import Kind, Unseen, name_kinds
 from matxfer.domain.sample import both, distinct
 from matxfer.domain.two_sample import squared_distances, two_sample_tests
 from matxfer.domain.weights import ImportanceWeights, density_ratio
+from matxfer.errors import OptionError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -121,6 +122,12 @@ def covariate_shift(
     n = len(source)
     kept, pair, copies = _without_copies(joint, n)
     is_target = kept >= n
+    for name, count in (("source", int((~is_target).sum())), ("target", int(is_target.sum()))):
+        if count < FEWEST:
+            raise OptionError(
+                f"the {name} has {count} distinct structure(s), copies counted once, but at least "
+                f"{FEWEST} are needed to compare"
+            )
     views = {f"layer {k}": components(x[kept]) for k, x in joint.layers.items()}
     p_value, tests = two_sample_tests(views, is_target, pair, permutations=permutations, seed=seed)
     auc = max(test.statistic for test in tests if test.method == "classifier")
