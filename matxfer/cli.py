@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from matxfer.benchmark.cli import app as benchmark_app
+from matxfer.domain.cli import shift
 from matxfer.finetune_cli import finetune
 from matxfer.potential_cli import potential
 from matxfer.predict_cli import predict
@@ -40,6 +41,7 @@ app.command()(relax)
 app.command()(md)
 app.command()(finetune)
 app.command()(potential)
+app.command()(shift)
 app.add_typer(benchmark_app)
 
 
@@ -98,6 +100,12 @@ def evaluate(
         list[str] | None,
         typer.Option(help="COLUMN=VALUE: only rows that have it; may be repeated."),
     ] = None,
+    weights_for: Annotated[
+        str | None,
+        typer.Option(
+            help="Table, file or folder of a target: weigh rows by how much they resemble it."
+        ),
+    ] = None,
     structure_column: StructureColumn = None,
     as_json: AsJson = False,
 ) -> None:
@@ -106,6 +114,11 @@ def evaluate(
 
     conditions = dict(condition(text) for text in where or [])
     with plain_warnings(), counter_on_terminal("building graphs") as advance:
+        weigh = None
+        if weights_for is not None:
+            from matxfer.domain.weighing import weights_for as weights_of
+
+            weigh = weights_of(weights_for)
         figures = run(
             table,
             target,
@@ -115,12 +128,17 @@ def evaluate(
             split=split,
             where=conditions,
             structure_column=structure_column,
+            weigh=weigh,
             on_graphs=advance,
         )
     if as_json:
         print_json(figures)
     else:
         typer.echo(figures_line(figures))
+        if weighted := figures.get("weighted"):
+            rows = weighted["weights"]["effective_rows"]
+            line = figures_line({k: v for k, v in weighted.items() if k != "weights"})
+            typer.echo(f"weighed for {weights_for}: {line}, as good as {rows:.0f} rows")
         for reason, count in figures["excluded"].items():
             typer.echo(f"left out: {count} rows, {reason}")
 

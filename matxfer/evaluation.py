@@ -20,13 +20,20 @@ from matxfer.transfer.plugin import predict_all
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+    from typing import TypeAlias
 
     import pandas as pd
     from numpy.typing import NDArray
 
     from matxfer.data.packed import PackedGraphs
+    from matxfer.data.properties import Property
     from matxfer.model import Model
     from matxfer.transfer.plugin import Plugin
+
+    #: Base model, graphs and rows → weights of the rows, and what is known of them.
+    Weigh: TypeAlias = Callable[
+        [Model, PackedGraphs, NDArray[np.int64]], tuple[NDArray[np.float64], dict[str, Any]]
+    ]
 
 
 def evaluate(
@@ -39,6 +46,7 @@ def evaluate(
     split: str = "test",
     where: Mapping[str, str] | None = None,
     structure_column: str | None = None,
+    weigh: Weigh | None = None,
     on_graphs: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Compare predictions with a column of a table.
@@ -59,12 +67,15 @@ def evaluate(
         Column → value: look at the rows that have them, besides.
     structure_column, on_graphs
         As in :func:`matxfer.transfer.finetune.finetune`.
+    weigh
+        Says how much each row counts, such as :func:`matxfer.domain.weights_for`.
 
     Returns
     -------
     dict
         ``mae``, ``rmse``, ``r2``, ``n``, ``unit``; ``mae_log10`` and the like for properties on a
-        logarithmic scale; ``excluded``: reason → number of rows that could not be compared.
+        logarithmic scale; ``excluded``: reason → number of rows that could not be compared;
+        ``weighted``: the same figures with weights and what is known of these.
 
     Warns
     -----
@@ -98,7 +109,22 @@ def evaluate(
         "element unknown to the model": int(foreign.sum()),
         "no value": int((usable & ~np.isfinite(truth)).sum()),
     }
+    if weigh is not None:
+        result["weighted"] = _weighted(weigh, base, store.graphs, truth, predicted, prop)
     return {**result, "excluded": {k: v for k, v in excluded.items() if v}}
+
+
+def _weighted(
+    weigh: Weigh,
+    base: Model,
+    graphs: PackedGraphs,
+    truth: NDArray[np.float64],
+    predicted: NDArray[np.float64],
+    prop: Property,
+) -> dict[str, Any]:
+    rows = np.flatnonzero(np.isfinite(truth) & np.isfinite(predicted))
+    weights, facts = weigh(base, graphs, rows)
+    return {**regression_metrics(truth[rows], predicted[rows], prop, weights), "weights": facts}
 
 
 def _property(base: Model, plugin: Plugin | None, target: str) -> Any:

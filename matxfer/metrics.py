@@ -30,28 +30,37 @@ def predict_rows(
 
 
 def regression_metrics(
-    truth: NDArray[np.float64], predicted: NDArray[np.float64], prop: Property
+    truth: NDArray[np.float64],
+    predicted: NDArray[np.float64],
+    prop: Property,
+    weights: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
     """Return ``mae``, ``rmse``, ``r2``, ``n`` and ``unit`` over the rows where both are known.
 
     For properties fitted on a logarithmic scale ``mae_<scale>`` is added, the error that the
-    literature quotes for moduli.
+    literature quotes for moduli. With ``weights`` (of any scale, (n,)) all means are weighted.
     """
     known = np.isfinite(truth) & np.isfinite(predicted)
+    if weights is not None:
+        known &= weights > 0
     y, f = truth[known], predicted[known]
+    w = np.ones(len(y)) if weights is None else weights[known]
     n = len(y)
     if n == 0:
         return {"mae": None, "rmse": None, "r2": None, "n": 0, "unit": prop.unit}
     error = f - y
-    spread = float(np.sum((y - y.mean()) ** 2))
+    spread = float(np.average((y - np.average(y, weights=w)) ** 2, weights=w))
+    square = float(np.average(error**2, weights=w))
     result: dict[str, Any] = {
-        "mae": float(np.abs(error).mean()),
-        "rmse": float(np.sqrt((error**2).mean())),
-        "r2": 1 - float(np.sum(error**2)) / spread if spread > 0 else None,
+        "mae": float(np.average(np.abs(error), weights=w)),
+        "rmse": float(np.sqrt(square)),
+        "r2": 1 - square / spread if spread > 0 else None,
         "n": n,
         "unit": prop.unit,
     }
     if prop.transform.startswith("log"):
         scaled = apply_transform(prop.transform, f) - apply_transform(prop.transform, y)
-        result[f"mae_{prop.transform}"] = float(np.nanmean(np.abs(scaled)))
+        good = np.isfinite(scaled)
+        mean = np.average(np.abs(scaled[good]), weights=w[good]) if good.any() else np.nan
+        result[f"mae_{prop.transform}"] = float(mean)
     return result

@@ -27,7 +27,7 @@ FLOORS = (
     ("prediction", "evaluation", "output_metadata"),
     ("output_structures",),
     ("calculator", "output", "benchmark"),
-    ("campaign", "relaxation", "dynamics"),
+    ("campaign", "relaxation", "dynamics", "domain"),
     ("predict_cli", "simulate_cli", "potential_cli"),
     ("finetune_cli",),
     ("cli",),

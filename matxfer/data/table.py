@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 #: Other names that tables use for the parts of a split.
-SPLIT_ALIASES = {"valid": "val", "validation": "val", "training": "train"}
+_SPLIT_ALIASES = {"valid": "val", "validation": "val", "training": "train"}
 
 
 class TableError(MatxferError):
@@ -96,14 +96,13 @@ def read_property_table(
         require_column(frame, name, source)
     if not len(frame):
         raise TableError(f"{source}: the table has no rows")
-    values = {name: _numbers(frame, name, source) for name in targets}
+    values = {name: column_numbers(frame, name, source) for name in targets}
     if not any(np.isfinite(v).any() for v in values.values()):
         raise TableError(f"{source}: no row has a value in {list(targets)}")
     entries = crystals_of_table(frame, source, structure_column=structure_column)
     crystals = crystals_or_errors(entries)
     if split_column:
-        words = frame[split_column].astype(str).str.lower().replace(SPLIT_ALIASES)
-        split = words.to_numpy().astype(str)
+        split = split_words(frame[split_column])
         if not np.isin(split, SPLITS).any():
             raise TableError(
                 f"{source}: column {split_column!r} holds none of {SPLITS}, but "
@@ -112,6 +111,12 @@ def read_property_table(
     else:
         split = random_split(materials(crystals), fractions, seed)
     return PropertyTable(source, crystals, values, split)
+
+
+def split_words(column: pd.Series[Any]) -> NDArray[np.str_]:
+    """Return the part of the split of each row, (n,): those of ``SPLITS``, or other words."""
+    words = column.astype(str).str.lower().replace(_SPLIT_ALIASES)
+    return np.asarray(words.to_numpy().astype(str))
 
 
 def random_split(
@@ -196,7 +201,14 @@ def _required(error: CrystalError | None) -> CrystalError:
     return error
 
 
-def _numbers(frame: pd.DataFrame, column: str, source: str) -> NDArray[np.float64]:
+def column_numbers(frame: pd.DataFrame, column: str, source: str) -> NDArray[np.float64]:
+    """Return a column as numbers, NaN where it is empty or not finite.
+
+    Raises
+    ------
+    TableError
+        If a cell holds something else.
+    """
     import pandas as pd
 
     numbers = pd.to_numeric(frame[column], errors="coerce")

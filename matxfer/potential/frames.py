@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from matxfer.crystal import Crystal, CrystalError
-from matxfer.data.table import SPLIT_ALIASES, SPLITS, TableError, random_split, require_column
+from matxfer.data.table import SPLITS, TableError, random_split, require_column, split_words
 from matxfer.potential.frame_files import read_frame_file
 from matxfer.potential.labels import (
     ENERGY,
@@ -162,8 +162,7 @@ def _read(
     n = len(frame)
     split: NDArray[Any] = np.full(n, "", dtype="<U8")
     if split_column is not None:
-        words = require_column(frame, split_column, source).astype(str).str.lower()
-        split = words.replace(SPLIT_ALIASES).to_numpy().astype("<U8")
+        split = split_words(require_column(frame, split_column, source)).astype("<U8")
     read = Frames(
         source,
         crystals,
