@@ -1,10 +1,10 @@
 """Force plugins on mlearn, Li-Al and Nb-Mo-Ta-W: test errors, a tenth of the frames, forgetting.
 
 Variants: ``general`` (nothing trained), ``full`` and ``full-ewc`` (all training frames, layers free
-or held by EWC), ``tenth`` and ``tenth-scratch`` (a tenth, from the general potential or from
-random weights). A tenth of
-what a variant may see is held out of training to choose the epoch; the test frames are looked at
-once, after it. What is there in ``--runs`` is not computed again; several processes may share it.
+or held by EWC), ``full-stress`` (stresses weigh ten times as much), ``tenth`` and ``tenth-scratch``
+(a tenth, from the general potential or from random weights). A tenth of what a variant may see is
+held out of training to choose the epoch; the test frames are looked at once, after it. What is
+there in ``--runs`` is not computed again; several processes may share it.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "general": {},
     "full": {},
     "full-ewc": {"retain": "ewc"},
+    "full-stress": {"stress_weight": 30.0},
     "tenth": {},
     "tenth-scratch": {"strategy": "scratch"},
 }

@@ -169,9 +169,13 @@ def main() -> None:
         strains = [strain(c.lattice, ideal.lattice) for c in crystals]
         ours = respond(potential, crystals)[1]
         reference, found = cubic_tensor(strains, dft), cubic_tensor(strains, ours)
-        errors = [100 * (f / r - 1) for f, r in zip(found, reference, strict=True)]
+        # The stresses of sheared Li change sign with the size of the shear: no reference.
+        errors = [100 * (f / r - 1) for f, r in zip(found, reference, strict=True) if r > 1]
         worst = max(errors, key=abs)
-        cells = [f"{r:.0f} / {f:.0f}" for r, f in zip(reference, found, strict=True)]
+        cells = [
+            f"{r:.0f} / {f:.0f}" if r > 1 else f"noise / {f:.0f}"
+            for r, f in zip(reference, found, strict=True)
+        ]
         moduli.rows.append((element, *cells, f"{worst:+.0f}", _yes(abs(worst) < 15)))
 
         factors = best.x * np.linspace(0.98, 1.02, 9)
