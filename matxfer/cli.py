@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from matxfer.benchmark.cli import app as benchmark_app
+from matxfer.datasets_cli import app as datasets_app
 from matxfer.finetune_cli import finetune
 from matxfer.potential_cli import potential
 from matxfer.predict_cli import predict
@@ -41,6 +42,7 @@ app.command()(md)
 app.command()(finetune)
 app.command()(potential)
 app.add_typer(benchmark_app)
+app.add_typer(datasets_app)
 
 
 @app.command()

@@ -18,7 +18,7 @@ FLOORS = (
     ("crystal", "checkpoint"),
     ("graph", "readers"),
     ("data", "pyg"),
-    ("nn", "skin"),
+    ("nn", "skin", "datasets"),
     ("model",),
     ("fisher", "metrics", "model_card"),
     ("pretraining", "transfer"),
@@ -28,7 +28,7 @@ FLOORS = (
     ("output_structures",),
     ("calculator", "output", "benchmark"),
     ("campaign", "relaxation", "dynamics"),
-    ("predict_cli", "simulate_cli", "potential_cli"),
+    ("predict_cli", "simulate_cli", "potential_cli", "datasets_cli"),
     ("finetune_cli",),
     ("cli",),
 )
