@@ -26,7 +26,7 @@ FLOORS = (
     ("batch", "forcefield"),
     ("prediction", "evaluation", "output_metadata"),
     ("output_structures",),
-    ("calculator", "output", "benchmark"),
+    ("calculator", "output", "benchmark", "estimator"),
     ("campaign", "relaxation", "dynamics"),
     ("predict_cli", "simulate_cli", "potential_cli", "datasets_cli"),
     ("finetune_cli",),
