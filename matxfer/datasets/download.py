@@ -175,9 +175,12 @@ class _Resuming:
                 raise _BrokenError("the server has less than what had come before")
             if answer.status_code in (429, 500, 502, 503, 504):
                 raise _BrokenError(f"HTTP {answer.status_code} {answer.reason}")
-            if not answer.ok:
+            if answer.status_code not in (200, 206):  # 202 is a page that wants a browser
                 raise self._refused(answer)
-            goes_on = answer.status_code == 206 and _starts_at(answer, have)
+            goes_on = answer.status_code == 206
+            if goes_on and not _starts_at(answer, have):
+                self.part.unlink(missing_ok=True)
+                raise _BrokenError("the server sent another part than it was asked for")
             self.resumed |= goes_on
             have = have if goes_on else 0
             total = _length(answer, have)

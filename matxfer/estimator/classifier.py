@@ -1,9 +1,9 @@
 """Classes of crystals (metals, magnetic order, stability) from fingerprints of a frozen network.
 
-Logistic regression on the principal components of the fingerprints, its logits divided by a
-temperature so that probabilities are frequencies (Guo et al., ICML 2017). Penalty and temperature
-are chosen on samples that the regression did not see, in folds that keep copies of a material
-together.
+Logistic regression on the principal components of the fingerprints and on what the network predicts
+of its own properties (a gap says much of metals), its logits divided by a temperature so that
+probabilities are frequencies (Guo et al., ICML 2017). Penalty and temperature are chosen on samples
+that the regression did not see, in folds that keep copies of a material together.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
-from matxfer.data.store import graph_store
 from matxfer.estimator.files import read_estimator, write_estimator
-from matxfer.estimator.fingerprint import KIND, fingerprints, layers_of, structures_in
-from matxfer.estimator.samples import SampleError, crystals_of, materials_of, told, usable
+from matxfer.estimator.fingerprint import KIND, frozen, layers_of, structures_in
+from matxfer.estimator.samples import SampleError, crystals_of, materials_of, told
 from matxfer.files import FormatError, read_tensors, write_tensors
 from matxfer.model import DEFAULT_MODEL, Model, load_model
 from matxfer.options import COUNT, POSITIVE, check_ranges
-from matxfer.transfer.activations import Activations
 from matxfer.transfer.features import principal_axes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from matxfer.transfer.activations import Activations
 
     Floats = NDArray[np.float64]
     Folds = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 #: Inverse penalties that are tried.
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
-_ARRAYS = ("centre", "project", "coef", "intercept", "temperature")
+_ARRAYS = (
+    "centre", "project", "source_mean", "source_std", "coef", "intercept", "temperature",
+)  # fmt: skip
 _WEIGHTS = "classifier.safetensors"
 #: Bounds of the logarithm of the temperature.
 _LOG_TEMPERATURE = (-3.0, 3.0)
@@ -52,6 +54,8 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
         Base model, its name or its folder.
     layers
         Layers whose fingerprints are read (0: the embedding); ``None``: all.
+    source
+        Whether the base's own predictions are read too.
     C
         Inverse penalty of the logistic regression; ``None``: the one of :data:`PENALTIES` with the
         smallest log loss in the folds.
@@ -89,6 +93,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
         model: str | Path | Model = DEFAULT_MODEL,
         *,
         layers: tuple[int, ...] | None = None,
+        source: bool = True,
         C: float | None = None,
         calibrate: bool = True,
         cv: int = 5,
@@ -97,6 +102,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
     ) -> None:
         self.model = model
         self.layers = layers
+        self.source = source
         self.C = C
         self.calibrate = calibrate
         self.cv = cv
@@ -127,8 +133,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
         check_ranges(self, {"cv": COUNT} | ({} if self.C is None else {"C": POSITIVE}))
         self.base_ = self.model if isinstance(self.model, Model) else load_model(self.model)
         self.layers_ = layers_of(self.base_, self.layers)
-        store = graph_store(crystals, self.base_.backbone.graph_options)
-        good = usable(crystals, store, self.base_, self.on_error)
+        activations, good = frozen(self.base_, crystals, self.on_error)
         told(good)
         rows = np.flatnonzero(good)
         self.classes_, target = np.unique(labels[rows], return_inverse=True)
@@ -137,10 +142,12 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
                 f"all usable samples are of one class, {self.classes_.tolist()}; a classifier "
                 "needs two at least"
             )
-        inputs = Activations(self.base_, store.graphs).inputs(KIND, self.layers_)
+        inputs = activations.inputs(KIND, self.layers_)
         self.centre_, self.project_ = principal_axes(inputs, rows)
-        x = self._components(inputs.double().numpy()[rows])
-        material = materials_of(crystals, groups, store.graphs)[rows]
+        own = _predictions(activations)[rows]
+        self.source_mean_, self.source_std_ = own.mean(axis=0), np.maximum(own.std(axis=0), 1e-6)
+        x = self._read(activations)[rows]
+        material = materials_of(crystals, groups, activations.graphs)[rows]
         folds = _folds(target, material, self.cv, self.random_state)
         self._choose(x, target, folds)
         fitted = _regression(self.C_).fit(x, target)
@@ -199,13 +206,19 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
         found: NDArray[Any] = self.classes_[logits.argmax(axis=1)]
         return found
 
-    def _components(self, inputs: Floats) -> Floats:
-        return np.asarray((inputs - self.centre_) @ self.project_)
+    def _read(self, activations: Activations) -> Floats:
+        """Return what the regression reads of n structures, (n, d)."""
+        inputs = activations.inputs(KIND, self.layers_).double().numpy()
+        x = (inputs - self.centre_) @ self.project_
+        if self.source:
+            own = (_predictions(activations) - self.source_mean_) / self.source_std_
+            x = np.hstack([x, own])
+        return np.asarray(x)
 
     def _logits(self, X: Any) -> Floats:
         check_is_fitted(self)
-        inputs, good = fingerprints(self.base_, crystals_of(X), self.layers_, KIND, self.on_error)
-        score = self._components(inputs) @ self.coef_.T + self.intercept_
+        activations, good = frozen(self.base_, crystals_of(X), self.on_error)
+        score = self._read(activations) @ self.coef_.T + self.intercept_
         logits = np.column_stack([np.zeros(len(score)), score]) if score.shape[1] == 1 else score
         logits[~good] = np.nan
         return np.asarray(logits / self.temperature_)
@@ -267,6 +280,12 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
         tags = structures_in(super().__sklearn_tags__())
         tags.target_tags.required = True
         return tags
+
+
+def _predictions(activations: Activations) -> Floats:
+    """Return the base's own predictions on their fitted scales, (n, H)."""
+    found = [activations.source(name) for name in activations.model.heads]
+    return np.stack(found, axis=1) if found else np.zeros((len(activations.graphs), 0))
 
 
 def _labels(y: Any, n: int) -> NDArray[Any]:

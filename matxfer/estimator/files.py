@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matxfer.files import ESTIMATOR_FORMAT, FormatError, read_json, write_json
-from matxfer.model import Model
+from matxfer.model import Model, available_models
 
 _FILE = "estimator.json"
 
@@ -46,7 +46,8 @@ def read_estimator(folder: str | Path, kind: type, model: str | Path | Model | N
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Model):
-        return value.name if value.folder is None else str(value.folder)
+        shipped = value.name in available_models()
+        return value.name if shipped or value.folder is None else str(value.folder)
     if isinstance(value, Path):
         return str(value)
     return value.item() if hasattr(value, "item") else value

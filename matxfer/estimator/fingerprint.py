@@ -102,9 +102,8 @@ class StructureFingerprint(TransformerMixin, BaseEstimator):
             If a structure cannot be used and ``on_error`` is ``"raise"``.
         """
         check_is_fitted(self)
-        found, good = fingerprints(
-            self.model_, crystals_of(X), self.layers_, self.kind, self.on_error
-        )
+        activations, good = frozen(self.model_, crystals_of(X), self.on_error)
+        found = activations.inputs(self.kind, self.layers_).double().numpy()
         found[~good] = np.nan
         return found
 
@@ -141,18 +140,13 @@ def layers_of(base: Model, layers: tuple[int, ...] | None) -> tuple[int, ...]:
     return tuple(sorted(set(layers)))
 
 
-def fingerprints(
-    base: Model,
-    crystals: list[Crystal | CrystalError],
-    layers: tuple[int, ...],
-    kind: str,
-    on_error: str,
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return fingerprints (n, D) and which rows have one, (n,); the others hold nothing of use."""
+def frozen(
+    base: Model, crystals: list[Crystal | CrystalError], on_error: str
+) -> tuple[Activations, NDArray[np.bool_]]:
+    """Return what a network makes of n structures, and which rows are of use, (n,)."""
     store = graph_store(crystals, base.backbone.graph_options)
     good = usable(crystals, store, base, on_error)
-    inputs = Activations(base, store.graphs).inputs(kind, layers)
-    return inputs.double().numpy(), good
+    return Activations(base, store.graphs), good
 
 
 def structures_in(tags: Any) -> Any:
