@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+import types
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -33,6 +34,7 @@ from matxfer.datasets.card import (
 from matxfer.datasets.convert import convert
 from matxfer.datasets.download import Patience, download, download_folder
 from matxfer.datasets.fetch import fetch_dataset
+from matxfer.datasets.materials_project import fetch_materials_project
 
 QUICK = Patience(tries=3, pause_s=0.0, stall_s=0.4)
 
@@ -588,3 +590,64 @@ def test_command_fetch_from_a_local_copy(run, tmp_path, data):
     code, out, err = run("fetch", card, "--from", local, "-o", "own.parquet", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)["verified"] is True
+
+
+# -- Materials Project ------------------------------------------------------------------------
+class RecordedClient:
+    """Answers of our own making in the shape of mp-api's summary search without its models."""
+
+    def __init__(self, answer):
+        self.answer, self.asked = answer, {}
+        self.materials = self.summary = self
+
+    def search(self, fields, **criteria):
+        self.asked = {"fields": fields, **criteria}
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def test_materials_project(tmp_path):
+    first = {
+        "material_id": "mp-22862", "formula_pretty": "NaCl", "structure": structure_of(1).as_dict(),
+        "formation_energy_per_atom": -2.1, "energy_above_hull": 0.0, "band_gap": 5.0,
+        "bulk_modulus": {"voigt": 25.0, "reuss": 23.0, "vrh": 24.0}, "shear_modulus": None,
+        "total_magnetization": 0.0,
+    }  # fmt: skip
+    client = RecordedClient([first, first | {"material_id": "mp-2", "band_gap": "wide"}])
+    found = fetch_materials_project(tmp_path / "t.parquet", client=client, chemsys="Na-Cl")
+    assert client.asked["chemsys"] == "Na-Cl"
+    assert set(first) == set(client.asked["fields"])
+    table = pd.read_parquet(tmp_path / "t.parquet")
+    assert table["material_id"].tolist() == ["mp-22862", "mp-2"]
+    assert table["bulk_modulus_vrh_gpa"].tolist() == [24.0, 24.0]
+    assert table["shear_modulus_vrh_gpa"].isna().all()
+    assert found["failed"] == 1
+    assert "band_gap: 'wide' is not a number" in table["error"][1]
+    data = read_property_table(tmp_path / "t.parquet", ["formation_energy_ev_per_atom"])
+    assert data.crystals[0].formula == "NaCl"
+
+
+def test_materials_project_says_what_is_wrong(tmp_path, monkeypatch):
+    table = tmp_path / "t.parquet"
+    with pytest.raises(DatasetError, match="say which materials"):
+        fetch_materials_project(table)
+    client = RecordedClient(RuntimeError("REST query failed"))
+    with pytest.raises(DatasetError, match="REST query failed; check the criteria"):
+        fetch_materials_project(table, client=client, chemsys="Xx")
+    with pytest.raises(DatasetError, match="there are no rows"):
+        fetch_materials_project(table, client=RecordedClient([]), chemsys="Xx")
+    monkeypatch.setitem(sys.modules, "mp_api", None)
+    with pytest.raises(DatasetError, match=r"pip install 'matxfer\[mp\]'"):
+        fetch_materials_project(table, chemsys="Na-Cl")
+    module = types.ModuleType("mp_api.client")
+    module.MPRester = lambda *a, **k: RecordedClient([{"key": a, **k}, "text"])
+    monkeypatch.setitem(sys.modules, "mp_api", types.ModuleType("mp_api"))
+    monkeypatch.setitem(sys.modules, "mp_api.client", module)
+    monkeypatch.delenv("MP_API_KEY", raising=False)
+    with pytest.raises(DatasetError, match=r"there is no key; .*MP_API_KEY"):
+        fetch_materials_project(table, chemsys="Na-Cl")
+    monkeypatch.setenv("MP_API_KEY", "secret")
+    found = fetch_materials_project(table, chemsys="Na-Cl")
+    assert found["failed"] == 2
+    assert b"secret" not in table.read_bytes()

@@ -19,7 +19,7 @@ from matxfer.readers.entry import attempt
 from matxfer.readers.monty_json import crystal_of_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from matxfer.datasets.card import DatasetCard
@@ -85,6 +85,22 @@ def convert(
     DatasetError
         If the file is damaged, of another layout or without rows.
     """
+    rows = rows_of(published, card.source_columns)
+    return write_table(card, rows, table, facts, on_row, str(published))
+
+
+def write_table(
+    card: DatasetCard,
+    rows: Iterable[tuple[str, dict[str, Any] | str]],
+    table: Path,
+    facts: dict[str, Any] | None = None,
+    on_row: Callable[[int], None] | None = None,
+    source: str = "",
+) -> Conversion:
+    """Write the table of rows as they are published: each its index and cells, or what is wrong.
+
+    The other parameters are those of :func:`convert`; ``source`` is what messages call the rows.
+    """
     import pyarrow.parquet as pq
 
     schema = _schema(card, facts or {})
@@ -93,7 +109,7 @@ def convert(
     waiting: list[dict[str, Any]] = []
     try:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for index, cells in rows_of(published, card.source_columns):
+            for index, cells in rows:
                 waiting.append(_row(card, index, cells, found))
                 found.rows += 1
                 if len(waiting) == ROWS_AT_A_TIME:
@@ -104,7 +120,7 @@ def convert(
             if waiting:
                 writer.write_table(_arrow(waiting, schema))
         if not found.rows:
-            raise DatasetError(f"{published}: there are no rows; fetch it again")
+            raise DatasetError(f"{source or card.name}: there are no rows")
         temporary.replace(table)
     finally:
         temporary.unlink(missing_ok=True)
