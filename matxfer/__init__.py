@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matxfer.calculator import MatxferCalculator
     from matxfer.crystal import Crystal, CrystalError
+    from matxfer.estimator.classifier import TransferClassifier
+    from matxfer.estimator.fingerprint import StructureFingerprint
+    from matxfer.estimator.regressor import TransferRegressor
     from matxfer.evaluation import evaluate
     from matxfer.graph import GraphOptions
     from matxfer.model import Model, available_models, load_model
@@ -38,6 +41,9 @@ _HOME = {
     "MatxferCalculator": "matxfer.calculator",
     "Model": "matxfer.model",
     "Plugin": "matxfer.transfer.plugin",
+    "StructureFingerprint": "matxfer.estimator.fingerprint",
+    "TransferClassifier": "matxfer.estimator.classifier",
+    "TransferRegressor": "matxfer.estimator.regressor",
     "available_models": "matxfer.model",
     "consolidate": "matxfer.transfer.consolidate",
     "evaluate": "matxfer.evaluation",
@@ -58,6 +64,9 @@ __all__ = [
     "MatxferCalculator",
     "Model",
     "Plugin",
+    "StructureFingerprint",
+    "TransferClassifier",
+    "TransferRegressor",
     "available_models",
     "consolidate",
     "evaluate",

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from matxfer.benchmark.cli import app as benchmark_app
+from matxfer.datasets_cli import app as datasets_app
 from matxfer.domain.cli import shift
 from matxfer.finetune_cli import finetune
 from matxfer.potential_cli import potential
@@ -43,6 +44,7 @@ app.command()(finetune)
 app.command()(potential)
 app.command()(shift)
 app.add_typer(benchmark_app)
+app.add_typer(datasets_app)
 
 
 @app.command()

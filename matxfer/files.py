@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MODEL_FORMAT = 1
 PLUGIN_FORMAT = 3
+ESTIMATOR_FORMAT = 1
 #: What ``plugin.json`` says under ``kind`` where the plugin is that of a potential.
 POTENTIAL_KIND = "potential"
 _REMEDY = "check the path, or fetch or train the model or plugin again"

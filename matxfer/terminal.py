@@ -126,6 +126,32 @@ def counter_on_terminal(what: str) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
+def download_on_terminal(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show bytes, speed and time left on stderr if a person is looking.
+
+    Yields a function of the bytes so far and, if known, in all.
+    """
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    text = TextColumn("{task.description}")
+    columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
 def progress_on_terminal(what: str, total: int | None) -> Iterator[Callable[[int, int], None]]:
     """Show rows done, failures, rate and, with a total, time left on stderr, if a person looks.
 

@@ -28,6 +28,8 @@ UNIT_SUFFIXES: dict[str, str] = {
     "_ev_per_a": "eV/Å",
     "_j_per_mol_atom_k": "J/(mol-atom·K)",
     "_mub_per_cell": "μB/cell",
+    "_uv_per_k": "μV/K",
+    "_c_per_m2": "C/m²",
     "_per_cm": "1/cm",
     "_cm1": "1/cm",
     "_gpa": "GPa",

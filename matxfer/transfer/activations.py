@@ -23,6 +23,7 @@ from matxfer.data.loader import edge_budget_batches
 from matxfer.data.packed import flat_ranges
 from matxfer.data.store import cache_folder
 from matxfer.nn.backbone import Features
+from matxfer.nn.ensemble import normalised_layers, readout_inputs
 from matxfer.nn.plugin_head import source_outputs
 
 if TYPE_CHECKING:
@@ -82,6 +83,16 @@ class Activations:
     def source(self, name: str) -> NDArray[np.float64]:
         """Return a source prediction on its fitted scale, (G,)."""
         return self._array("source")[:, list(self.model.heads).index(name)].double().numpy()
+
+    def inputs(self, kind: str, layers: Iterable[int]) -> Tensor:
+        """Return what a kind of readout reads of some layers of all graphs.
+
+        See :func:`matxfer.nn.ensemble.readout_inputs`; ``"statistics"`` gives fingerprints (G, D).
+        """
+        graphs = self.graphs.batch(np.arange(len(self.graphs)), with_edges=False)
+        nodes = [self.node(k) for k in layers]
+        with torch.no_grad():
+            return readout_inputs(kind, normalised_layers(nodes), graphs)
 
     def prefix(self, index: NDArray[np.int64], depth: int) -> Features:
         """Return the features after ``depth`` layers of some graphs of the pack, side by side."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from matxfer.data.copies import copies_of
 from matxfer.data.store import graph_store
-from matxfer.data.table import open_table, read_property_table
+from matxfer.data.table import PropertyTable, open_table, read_property_table
 from matxfer.files import sha256
 from matxfer.fisher import concentration, total_fisher
 from matxfer.model import DEFAULT_MODEL, Model, load_model
@@ -29,12 +29,11 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from matxfer.data.table import PropertyTable
     from matxfer.transfer.plugin import Plugin
 
 
 def finetune(
-    table: str | Path | pd.DataFrame,
+    table: str | Path | pd.DataFrame | PropertyTable,
     target: str,
     output: str | Path | None = None,
     *,
@@ -52,7 +51,8 @@ def finetune(
     Parameters
     ----------
     table
-        Parquet or CSV table of structures, or a data frame (see :mod:`matxfer.readers`).
+        Parquet or CSV table of structures, or a data frame (see :mod:`matxfer.readers`); or a
+        table that has been read and split already.
     target
         Column of values; its name says the unit.
     output
@@ -93,13 +93,16 @@ def finetune(
     base = model if isinstance(model, Model) else load_model(model)
     if config.freeze is not None:
         check_depth(base.backbone, config.freeze)
-    data = read_property_table(
-        table,
-        [target],
-        split_column=split_column,
-        structure_column=structure_column,
-        seed=config.seed,
-    )
+    if isinstance(table, PropertyTable):
+        data = table
+    else:
+        data = read_property_table(
+            table,
+            [target],
+            split_column=split_column,
+            structure_column=structure_column,
+            seed=config.seed,
+        )
     store = graph_store(data.crystals, base.backbone.graph_options, on_progress=on_graphs)
     activations = Activations(base, store.graphs)
     task = make_task(base, data, target, store.graphs, activations, config.transform)

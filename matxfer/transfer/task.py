@@ -6,11 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from matxfer.data.properties import property_of
 from matxfer.data.table import TableError
-from matxfer.nn.ensemble import normalised_layers, readout_inputs
 from matxfer.nn.feature_readout import FeatureReadout
 from matxfer.nn.head import default_readout
 from matxfer.nn.plugin_head import PluginHead, like_source
@@ -96,10 +94,7 @@ class Task:
 
     def inputs(self, kind: str, layers: tuple[int, ...]) -> Tensor:
         """Return what a kind of readout reads of the frozen layers of all rows."""
-        graphs = self.graphs.batch(np.arange(len(self.graphs)), with_edges=False)
-        nodes = [self.activations.node(k) for k in layers]
-        with torch.no_grad():
-            return readout_inputs(kind, normalised_layers(nodes), graphs)
+        return self.activations.inputs(kind, layers)
 
     def axes(self, layers: tuple[int, ...]) -> Axes:
         """Return the principal axes of the training rows' fingerprints, computed once."""
