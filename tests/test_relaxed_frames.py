@@ -83,7 +83,8 @@ def test_they_are_learned_from(rng, tmp_path):
     for n in (0, 50):
         potential = make_potential(
             table, tmp_path / str(n), model=None, architecture=architecture, split_column="split",
-            epochs=20, max_edges=1000, stress_weight=30.0, learning_rate=5e-3, head_learning_rate=5e-3,
+            epochs=20, max_edges=1000, learning_rate=5e-3, head_learning_rate=5e-3,
+            stress_weight=30.0,
             relaxed=pd.DataFrame([row(silver)] * n) if n else None,
         )  # fmt: skip
         assert (47 in potential.elements) == bool(n)
