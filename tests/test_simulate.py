@@ -12,6 +12,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.lj import LennardJones
 from ase.filters import FrechetCellFilter
 from ase.mep import NEB
 from ase.optimize import FIRE
@@ -22,7 +23,7 @@ from matxfer.calculator import MatxferCalculator
 from matxfer.cli import app
 from matxfer.crystal import CrystalError
 from matxfer.dynamics import ENSEMBLES, MDOptions, UncertainError, UncertaintyStop, run_md
-from matxfer.errors import OptionError
+from matxfer.errors import ErrorKind, OptionError
 from matxfer.files import FormatError
 from matxfer.forcefield import DomainWarning
 from matxfer.potential.model import potential_from
@@ -602,3 +603,24 @@ def test_md_command_keeps_frames_when_interrupted(small_potential_folder, tmp_pa
     result = run("md", given, "-o", out, "--interval", 2, "--model", small_potential_folder)
     assert result.exit_code == 130
     assert [f.info["step"] for f in ase.io.read(out, ":")] == [0, 2]
+
+
+@pytest.mark.parametrize("failure", [CrystalError("two atoms meet", "mend it"), ValueError("nan")])
+def test_a_relaxation_that_goes_astray_is_told(failure):
+    """What fails on the way is another reason than a structure that could not be used at all."""
+
+    class Failing(LennardJones):
+        evaluations = 0
+
+        def calculate(self, *args, **kwargs):
+            self.evaluations += 1
+            if self.evaluations > 3:
+                raise failure
+            super().calculate(*args, **kwargs)
+
+    atoms = Atoms("Ar2", [[0, 0, 0], [0, 0, 1.6]], cell=[9, 9, 9], pbc=True)
+    atoms.calc = Failing()
+    with pytest.raises(CrystalError, match=r"went astray after \d+ steps") as caught:
+        relax(atoms, RelaxOptions(cell=False))
+    assert caught.value.kind is ErrorKind.RELAXATION_FAILED
+    assert str(failure) in str(caught.value)
