@@ -224,7 +224,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
         return np.asarray(logits / self.temperature_)
 
     def save(self, folder: str | Path) -> None:
-        """Write arrays and parameters to a folder (safetensors and JSON, no pickle)."""
+        """Write arrays and parameters to a folder, as safetensors and JSON."""
         check_is_fitted(self)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -207,7 +207,7 @@ class TransferRegressor(RegressorMixin, BaseEstimator):
         return found
 
     def save(self, folder: str | Path) -> None:
-        """Write the plugin and the parameters to a folder (safetensors and JSON, no pickle)."""
+        """Write the plugin and the parameters to a folder, as safetensors and JSON."""
         check_is_fitted(self)
         self.plugin_.save(folder)
         write_estimator(Path(folder), self)
