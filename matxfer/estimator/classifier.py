@@ -22,7 +22,7 @@ from matxfer.estimator.files import read_estimator, write_estimator
 from matxfer.estimator.fingerprint import KIND, frozen, layers_of, structures_in
 from matxfer.estimator.samples import SampleError, crystals_of, materials_of, told
 from matxfer.files import FormatError, read_tensors, write_tensors
-from matxfer.model import DEFAULT_MODEL, Model, load_model
+from matxfer.model import DEFAULT_MODEL, Model, check_base, load_model
 from matxfer.options import COUNT, POSITIVE, check_ranges
 from matxfer.transfer.features import principal_axes
 
@@ -255,12 +255,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
         found, record = read_estimator(folder, cls, model)
         base = found.model if isinstance(found.model, Model) else load_model(found.model)
         try:
-            if record["base"]["sha256"] != base.checksum:
-                raise FormatError(
-                    f"{folder}: fitted on {record['base']['name']!r} with weights "
-                    f"{record['base']['sha256'][:12]}…, but {base.name!r} has "
-                    f"{base.checksum[:12]}…; give the model that it was fitted on"
-                )
+            check_base(Path(folder), record["base"], base)
             for name, array in read_tensors(Path(folder) / _WEIGHTS).items():
                 if name not in _ARRAYS:
                     raise KeyError(name)

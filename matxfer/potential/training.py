@@ -84,14 +84,15 @@ class PotentialModule(L.LightningModule):
         self.best_state: dict[str, Tensor] = {}
         self._sums = ErrorSums()
         self._steps = 0
+        self._rows = frames.rows("train")
+        if (limit := config.max_force_ev_per_a) is not None:
+            self._rows = self._rows[largest_forces(frames)[self._rows] <= limit]
 
     def train_dataloader(self) -> DataLoader[FrameBatch]:
         """Return the training frames in the order of this epoch."""
-        rows = self.frames.rows("train")
-        if (limit := self.config.max_force_ev_per_a) is not None:
-            rows = rows[largest_forces(self.frames)[rows] <= limit]
         order = np.random.default_rng((self.config.seed, self.current_epoch))
-        return _loader(FrameSet(self.frames, order.permutation(rows), self.config.max_edges))
+        rows = order.permutation(self._rows)
+        return _loader(FrameSet(self.frames, rows, self.config.max_edges))
 
     def val_dataloader(self) -> DataLoader[FrameBatch]:
         """Return the validation frames."""
