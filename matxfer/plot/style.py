@@ -58,7 +58,7 @@ def require_matplotlib() -> None:
         If there is not.
     """
     try:
-        import matplotlib  # noqa: F401, ICN001
+        import matplotlib.figure  # noqa: F401
     except ImportError:
         raise OptionError("figures need matplotlib: pip install 'matxfer[notebook]'") from None
 
