@@ -23,7 +23,7 @@ FLOORS = (
     ("fisher", "metrics", "model_card"),
     ("pretraining", "transfer"),
     ("potential",),
-    ("batch", "forcefield"),
+    ("batch", "forcefield", "backbones", "testing"),
     ("prediction", "evaluation", "output_metadata"),
     ("output_structures",),
     ("calculator", "output", "benchmark", "estimator"),
