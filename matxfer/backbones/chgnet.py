@@ -15,6 +15,7 @@ from chgnet.model.layers import AngleUpdate, AtomConv, BondConv
 from torch import nn
 
 from matxfer.backbones.bonds import edge_pairs, pairs_per_graph, undirected
+from matxfer.errors import OptionError
 from matxfer.graph import GraphOptions
 from matxfer.nn.backbone import BackboneModule, Features
 
@@ -150,7 +151,7 @@ class CHGNetBackbone(BackboneModule):
         super().__init__()
         self.graph_options = graph_options or GraphOptions(cutoff_angstrom=6.0, symmetry=False)
         if self.graph_options.symmetry:
-            raise ValueError("the bonds of CHGNet belong to full cells: symmetry must be false")
+            raise OptionError("the bonds of CHGNet belong to full cells: symmetry must be false")
         self.n_layers, self.node_dim = n_layers, width
         self.edge_dim = self.triplet_dim = width
         self.n_radial, self.n_angular = n_radial, n_angular

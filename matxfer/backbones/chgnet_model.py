@@ -6,6 +6,7 @@ and written as safetensors with a card into matxfer's cache folder.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from matxfer.model import Model
 
 RELEASE = "0.3.0"
-#: Raise it when what is written changes.
+#: Raise it when the tensors that are written change.
 LAYOUT = 1
 #: What a scaler has of its own: CHGNet's energy is scaled by nothing.
 _AFFINE = ("mean", "std")
@@ -54,7 +55,9 @@ def _folder(name: str) -> Path:
     spec = find_spec("chgnet")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("No module named 'chgnet'", name="chgnet")
-    target = cache_folder() / "models" / f"chgnet-{version('chgnet')}-{LAYOUT}" / name
+    own = hashlib.sha256(f"{LAYOUT}".encode() + CARD.read_bytes() + FISHER.read_bytes())
+    place = f"chgnet-{version('chgnet')}-{own.hexdigest()[:8]}"
+    target = cache_folder() / "models" / place / name
     if not (target / "card.json").is_file():
         package = Path(spec.submodule_search_locations[0])
         archives = sorted(package.glob(f"pretrained/{RELEASE}/*.pth.tar"))
@@ -118,7 +121,7 @@ def model_of(archive: Path, *, as_potential: bool = False) -> Model:
         else:
             model = Model(backbone, [head], card["elements"], card["card"])
         model.load_state_dict(renamed(saved, ENERGY.name, model.state_dict()))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of a damaged archive, whatever the reader stumbles over
         raise FormatError(
             f"{archive}: not the weights of CHGNet {RELEASE} ({error}); install chgnet again"
         ) from error

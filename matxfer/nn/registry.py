@@ -56,15 +56,17 @@ def declared(group: str) -> dict[str, EntryPoint]:
         known = found.setdefault(entry.name, entry)
         if entry.value != known.value and entry.name not in OURS[group]:
             raise OptionError(
-                f"{entry.name!r} in {group} is declared as {known.value!r} by {_package(known)} "
-                f"and as {entry.value!r} by {_package(entry)}; uninstall one of them"
+                f"{entry.name!r} in {group} is declared as {known.value!r} by {origin(known)} "
+                f"and as {entry.value!r} by {origin(entry)}; uninstall one of them"
             )
     return found
 
 
 def origin(entry: EntryPoint) -> str:
     """Return the package that declares an entry."""
-    return _package(entry)
+    if entry.dist is not None:
+        return str(entry.dist.name)
+    return "matxfer" if entry.name in OURS[entry.group] else entry.module
 
 
 def load(entry: EntryPoint) -> Any:
@@ -83,14 +85,14 @@ def load(entry: EntryPoint) -> Any:
         raise missing(entry, error) from error
     except (ImportError, AttributeError) as error:
         raise OptionError(
-            f"{entry.name!r} of {_package(entry)} cannot be imported from {entry.value!r} "
+            f"{entry.name!r} of {origin(entry)} cannot be imported from {entry.value!r} "
             f"({error}); install that package again"
         ) from error
 
 
 def missing(entry: EntryPoint, error: ModuleNotFoundError) -> MissingPackageError:
     """Return the error that tells what to install."""
-    wanted = f"{_package(entry)}[{','.join(entry.extras)}]" if entry.extras else error.name
+    wanted = f"{origin(entry)}[{','.join(entry.extras)}]" if entry.extras else error.name
     return MissingPackageError(
         f"{entry.name!r} needs the package {error.name!r}, which is not installed: "
         f"pip install '{wanted}'"
@@ -149,9 +151,3 @@ def folder_of(name: str) -> Path | None:
     except ModuleNotFoundError as error:
         raise missing(entry, error) from error
     return folder
-
-
-def _package(entry: EntryPoint) -> str:
-    if entry.dist is not None:
-        return str(entry.dist.name)
-    return "matxfer" if entry.name in OURS[entry.group] else entry.module

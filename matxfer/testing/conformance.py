@@ -97,7 +97,7 @@ def _run(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             if check is not _interface:
-                usual = subject.batch(make.low_symmetry(elements), make.rock_salt(elements))
+                usual = subject.batch(make.low_symmetry(elements), make.perovskite(elements))
                 states = subject.layers(usual)
                 subject.scale = [max(float(s.node.abs().max()), 1e-12) for s in states]
             check(subject)
@@ -178,14 +178,15 @@ def _deterministic(subject: Subject) -> None:
 
 
 def _sees_the_structure(subject: Subject) -> None:
-    crystal = make.low_symmetry(subject.elements)
-    whole, first = subject.elements, subject.sites(crystal)
-    changes = {
-        "distances": make.stretched(crystal, 1.05),
-        "elements": make.low_symmetry((whole[1], whole[0], whole[-1])),
+    known, reach = subject.elements, subject.options.cutoff_angstrom
+    pairs = {
+        "distances": (make.pair(known, 0.4 * reach), make.pair(known, 0.5 * reach)),
+        "elements": (make.pair(known, 0.4 * reach), make.pair(known[1:], 0.4 * reach)),
     }
-    for what, changed in changes.items():
-        seen = subject.difference(first[-1:] * len(first), subject.sites(changed)[-1:] * len(first))
+    for what, (before, after) in pairs.items():
+        # The first layer may say of an atom what it is; the last has to know of its neighbour.
+        left, right = (subject.sites(crystal)[-1] for crystal in (before, after))
+        seen = subject.difference([left] * len(subject.scale), [right] * len(subject.scale))
         assert seen > subject.rtol, f"the features do not depend on the {what}"
 
 
@@ -349,7 +350,7 @@ def _saving(subject: Subject) -> None:
     )
     again = type(backbone).from_config(config).eval()
     assert again.config() == config, "from_config() builds another network than config() describes"
-    state = load(save({k: v.contiguous() for k, v in backbone.state_dict().items()}))
+    state = load(save({k: v.clone().contiguous() for k, v in backbone.state_dict().items()}))
     again.load_state_dict(state)
     graphs = subject.batch(*_ordinary(subject))
     before, after = nodes(subject.layers(graphs)), nodes(subject.layers(graphs, again))
@@ -358,7 +359,7 @@ def _saving(subject: Subject) -> None:
 
 def _ordinary(subject: Subject) -> list[Crystal]:
     known = subject.elements
-    return [make.low_symmetry(known), make.rock_salt(known), make.one_atom(known[-1])]
+    return [make.low_symmetry(known), make.perovskite(known), make.one_atom(known[-1])]
 
 
 _CHECKS: dict[str, Check] = {

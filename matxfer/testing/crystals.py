@@ -22,11 +22,11 @@ def low_symmetry(elements: Sequence[int]) -> Crystal:
     return Crystal(lattice, [first, second, second, elements[-1]], places)
 
 
-def rock_salt(elements: Sequence[int], cell_angstrom: float = 4.4) -> Crystal:
-    """Return eight atoms, two of them different by symmetry."""
-    metal = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
-    numbers = [elements[0]] * 4 + [elements[1]] * 4
-    return Crystal(cell_angstrom * np.eye(3), numbers, np.vstack([metal, metal + 0.5]))
+def perovskite(elements: Sequence[int], cell_angstrom: float = 3.9) -> Crystal:
+    """Return five atoms, three of them alike by symmetry."""
+    places = np.array([[0, 0, 0], [1, 1, 1], [0, 1, 1], [1, 0, 1], [1, 1, 0]]) / 2
+    numbers = [elements[1], elements[2], *[elements[0]] * 3]
+    return Crystal(cell_angstrom * np.eye(3), numbers, places)
 
 
 def one_atom(element: int) -> Crystal:
@@ -77,8 +77,3 @@ def other_cell(crystal: Crystal) -> Crystal:
     change = np.array([[1, 1, 0], [0, 1, 0], [0, -1, 1]])
     places = crystal.frac_coords @ np.linalg.inv(change)
     return Crystal(change @ crystal.lattice, crystal.numbers, places)
-
-
-def stretched(crystal: Crystal, factor: float) -> Crystal:
-    """Scale a crystal."""
-    return Crystal(crystal.lattice * factor, crystal.numbers, crystal.frac_coords)

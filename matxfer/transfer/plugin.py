@@ -264,11 +264,11 @@ def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
             raise ValueError(f"{unknown[0]} does not belong to the head or a trainable layer")
         if outside := set(head.layers) - set(range(base.backbone.n_layers + 1)):
             raise ValueError(f"the head reads layer {min(outside)}, which is not there")
-        own = plugin.backbone.state_dict()
+        own, before = plugin.backbone.state_dict(), base.backbone.state_dict()
         for name, change in delta.items():
             if change.shape != own[name].shape:
                 raise ValueError(f"size mismatch for {name}")
-            own[name].copy_(own[name] + change)
+            own[name].copy_(before[name] + change)  # a tied weight has two names
         if uncertainty:
             uncertainty.load_state_dict(_under("uncertainty.", tensors))
             plugin.uncertainty = uncertainty
