@@ -205,20 +205,35 @@ def models(
     name: Annotated[
         str | None, typer.Argument(help="Print the card of this model (or folder).")
     ] = None,
+    backbones: Annotated[
+        bool, typer.Option("--backbones", help="List the networks that installed packages declare.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the shipped models, their size and their test errors, or print one model's card."""
-    from matxfer import model_card
-    from matxfer.model import available_models, find_model
+    """List models, their size and their test errors, or print one model's card.
 
-    if as_json:
+    First the shipped ones, then those that come with other packages, such as CHGNet.
+    """
+    from matxfer import model_card
+    from matxfer.model import available_models, find_model, models_of_packages
+
+    if backbones:
+        found = model_card.backbones()
+        if as_json:
+            print_json(found)
+        for kind, told in {} if as_json else found.items():
+            extra = f"; pip install '{told['package']}[{told['extra']}]'" if told["extra"] else ""
+            typer.echo(f"{kind}: {told['class']} ({told['package']}{extra})")
+    elif as_json:
         cards = {n: find_model(n)[1] for n in available_models()}
         print_json(find_model(name)[1] if name else cards)
     elif name:
         typer.echo(model_card.full_text(name))
     else:
-        for found in available_models():
-            typer.echo(model_card.one_line(found))
+        for shipped in available_models():
+            typer.echo(model_card.one_line(shipped))
+        for brought in models_of_packages():
+            typer.echo(model_card.line_of_package(brought))
 
 
 def main() -> None:

@@ -94,7 +94,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     temporary = path.with_name(f".{path.name}.part")
-    save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary)
+    # Copies: tensors that share memory, such as tied weights, are refused.
+    save_file({k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}, temporary)
     temporary.chmod(0o644)  # weights are for everyone who may read the folder
     temporary.replace(path)
 

@@ -18,7 +18,7 @@ from matxfer.files import (
     write_tensors,
 )
 from matxfer.nn.head import PropertyHead
-from matxfer.nn.network import EdgeGatedNetwork
+from matxfer.nn.registry import MODELS, MissingPackageError, build_backbone, declared, folder_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from matxfer.data.batch import GraphLike
-    from matxfer.nn.backbone import Features
+    from matxfer.nn.backbone import BackboneModule, Features
 
 DEFAULT_MODEL = "mp-base"
 WEIGHTS_FILE, _CARD, _FISHER = "model.safetensors", "card.json", "fisher.safetensors"
@@ -50,7 +50,7 @@ class Model(nn.Module):
 
     def __init__(
         self,
-        backbone: EdgeGatedNetwork,
+        backbone: BackboneModule,
         heads: Iterable[PropertyHead],
         elements: Iterable[int] = (),
         card: dict[str, Any] | None = None,
@@ -153,6 +153,11 @@ def available_models() -> list[str]:
     return sorted(found)
 
 
+def models_of_packages() -> list[str]:
+    """Return the names of models that installed packages bring (:mod:`matxfer.nn.registry`)."""
+    return sorted(set(declared(MODELS)) - set(available_models()))
+
+
 def find_model(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
     """Return the folder and the card of a model, by name or by the path of its folder.
 
@@ -160,12 +165,14 @@ def find_model(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
     ------
     FormatError
         If there is no such model, or its card is damaged or of another version.
+    MissingPackageError
+        If it comes with a package that is not installed.
     """
     candidates = [root / str(name_or_path) for root in model_folders()]
     folder = next(
         (p for p in [Path(name_or_path), *candidates] if (p / _CARD).is_file()),
         None,
-    )
+    ) or folder_of(str(name_or_path))
     if folder is None:
         if (Path(name_or_path) / "plugin.json").is_file():
             raise FormatError(
@@ -173,7 +180,7 @@ def find_model(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
             )
         raise FormatError(
             f"no model {str(name_or_path)!r}: give the folder of a model or one of "
-            f"{available_models()}"
+            f"{[*available_models(), *models_of_packages()]}"
         )
     return folder, read_json(folder / _CARD, MODEL_FORMAT)
 
@@ -222,6 +229,8 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
     FormatError
         If there is no such model, it is a potential, or its files are damaged or of another
         version.
+    MissingPackageError
+        If its backbone comes with a package that is not installed.
     """
     folder, card = find_model(name_or_path)
     if is_potential(card):  # its energies would lack the repulsion
@@ -232,13 +241,13 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
         )
     check_weights(folder, card)
     try:
-        if card["architecture"]["kind"] != EdgeGatedNetwork.kind:
-            raise ValueError(f"unknown architecture {card['architecture']['kind']!r}")
         with torch.random.fork_rng(devices=[]):  # loading must not disturb the caller's seeds
-            backbone = EdgeGatedNetwork.from_config(card["architecture"])
+            backbone = build_backbone(card["architecture"])
             heads = [PropertyHead.from_json(h, backbone.node_dim) for h in card["heads"]]
             model = Model(backbone, heads, card["elements"], card)
         model.load_state_dict(read_tensors(folder / WEIGHTS_FILE))
+    except MissingPackageError:
+        raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FormatError(f"{folder / _CARD}: card and weights disagree ({error})") from error
     model.folder = folder

@@ -24,7 +24,7 @@ FLOORS = (
     ("plot",),
     ("pretraining", "transfer"),
     ("potential",),
-    ("batch", "forcefield"),
+    ("batch", "forcefield", "backbones", "testing"),
     ("prediction", "evaluation", "output_metadata", "sharing"),
     ("output_structures",),
     ("calculator", "output", "benchmark", "estimator"),

@@ -239,7 +239,10 @@ def finetune_potential(
         Path(folder).mkdir(parents=True, exist_ok=True)
     plugin.potential.elements |= set(data.elements)
     if config.strategy == "scratch":
-        fresh = potential_from(None, base.backbone.config(), base.head.hidden_dim)
+        head = base.head
+        fresh = potential_from(
+            None, base.backbone.config(), head.hidden_dim, readout=head.readout.kind
+        )
         plugin.potential.backbone.load_state_dict(fresh.backbone.state_dict())
         plugin.potential.head.load_state_dict(fresh.head.state_dict())
         fit_references(plugin.potential, packed)

@@ -13,7 +13,7 @@ from matxfer.model import Model, check_base, load_model
 from matxfer.nn.ensemble import ReadoutEnsemble
 from matxfer.nn.plugin_head import PluginHead, source_outputs
 from matxfer.plugin_files import read_plugin, write_plugin
-from matxfer.transfer.freezing import adaptable_copy, trainable_blocks
+from matxfer.transfer.freezing import adaptable_copy, trainable_names
 from matxfer.transfer.rounding import kept, restored
 from matxfer.transfer.uncertainty import Uncertainty
 
@@ -253,23 +253,18 @@ def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
         head.load_state_dict(restored(_under("head.", tensors)))
         plugin.delta = _under("delta.", tensors)
         delta = restored(plugin.delta)
-        allowed = {
-            f"{name}.{key}"
-            for name, block in trainable_blocks(plugin.backbone, plugin.depth)
-            for key in block.state_dict()
-        }
-        renamed = {_block_name(key): key for key in delta}
+        allowed = trainable_names(plugin.backbone, plugin.depth)
         known = ("head.", "delta.", "uncertainty.")
         foreign = {key for key in tensors if not key.startswith(known)}
-        if unknown := sorted(set(renamed) - allowed | foreign):
+        if unknown := sorted(set(delta) - allowed | foreign):
             raise ValueError(f"{unknown[0]} does not belong to the head or a trainable layer")
         if outside := set(head.layers) - set(range(base.backbone.n_layers + 1)):
             raise ValueError(f"the head reads layer {min(outside)}, which is not there")
-        own = plugin.backbone.state_dict()
+        own, before = plugin.backbone.state_dict(), base.backbone.state_dict()
         for name, change in delta.items():
             if change.shape != own[name].shape:
                 raise ValueError(f"size mismatch for {name}")
-            own[name].copy_(own[name] + change)
+            own[name].copy_(before[name] + change)  # a tied weight has two names
         if uncertainty:
             uncertainty.load_state_dict(_under("uncertainty.", tensors))
             plugin.uncertainty = uncertainty
@@ -285,11 +280,6 @@ def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _block_name(key: str) -> str:
-    """Name a backbone tensor by its block, as ``blocks()`` does."""
-    return key.replace("embedding.", "embed.", 1) if key.startswith("embedding.") else key
 
 
 def column_names(model: Model, plugins: Iterable[Plugin]) -> list[str]:

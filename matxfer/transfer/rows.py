@@ -50,10 +50,8 @@ class PluginBatch:
         """Return the batch on another device."""
 
         def moved(value: Any) -> Any:
-            if isinstance(value, torch.Tensor | GraphBatch):
+            if isinstance(value, torch.Tensor | GraphBatch | Features):
                 return value.to(device, non_blocking=non_blocking)
-            if isinstance(value, Features):
-                return Features(moved(value.node), moved(value.edge))
             if isinstance(value, dict):
                 return {k: moved(v) for k, v in value.items()}
             return value

@@ -13,7 +13,6 @@ import numpy as np
 
 from matxfer.nn.ensemble import ReadoutEnsemble, join_readouts
 from matxfer.nn.feature_readout import FeatureReadout
-from matxfer.nn.network import EdgeGatedNetwork
 from matxfer.transfer.features import fit_features
 from matxfer.transfer.freezing import check_depth
 from matxfer.transfer.plugin import Plugin
@@ -233,7 +232,7 @@ def _layers_are_affordable(task: Task, config: FinetuneConfig) -> bool:
     if config.freeze is not None:
         return True  # it was asked for
     edges = int(task.graphs.edges_per_graph[task.parts["train"]].sum())
-    return edges * 2e-5 < SLOW_EPOCH_S
+    return edges * task.base.backbone.edge_seconds < SLOW_EPOCH_S
 
 
 def _starts_from_probe(task: Task, config: FinetuneConfig) -> bool:
@@ -266,7 +265,8 @@ def _scratch(task: Task, config: FinetuneConfig) -> tuple[Plugin, dict[str, Any]
     """Train the whole network from random weights: one rate for all layers, nothing retained."""
     head = _readout_head(task, config, None)
     plugin = Plugin(task.base, 0, head)
-    fresh = EdgeGatedNetwork.from_config(task.base.backbone.config())
+    base = task.base.backbone
+    fresh = type(base).from_config(base.config())
     plugin.backbone.load_state_dict(fresh.state_dict())
     own = replace(
         config,
