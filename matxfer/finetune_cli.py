@@ -93,6 +93,13 @@ def finetune(
         str | None,
         typer.Option(help="Table of source structures: to rehearse, and to measure forgetting on."),
     ] = None,
+    weights_for: Annotated[
+        str | None,
+        typer.Option(
+            help="Structures to be predicted (table, file or folder): rows that resemble them "
+            "count more; refused where too few do."
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="At most so many passes.")] = None,
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many passes without improvement.")
@@ -169,7 +176,7 @@ def finetune(
     }
     if (base := potential_of(model, target)) is not None:
         refuse(
-            of_properties | {"structure_column": structure_column},
+            of_properties | {"structure_column": structure_column, "weights_for": weights_for},
             f"is of properties, but {base} is a potential",
         )
         finetune_frames(
@@ -195,6 +202,11 @@ def finetune(
     (table,), options = tables, common | of_properties
     folder = output or f"{Path(table).stem}-plugin"
     with plain_warnings(), counter_on_terminal("building graphs") as advance:
+        weigh = None
+        if weights_for is not None:
+            from matxfer.domain.weighing import weights_for as weights_of
+
+            weigh = weights_of(weights_for)
         plugin = run(
             table,
             str(target),
@@ -203,6 +215,7 @@ def finetune(
             split_column=split_column,
             structure_column=structure_column,
             source_data=source_data,
+            weigh=weigh,
             on_graphs=advance,
             on_trial=None if as_json else say_trial,
             **{name: value for name, value in options.items() if value is not None},

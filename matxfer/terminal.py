@@ -85,8 +85,14 @@ def plugin_lines(meta: dict[str, Any]) -> Iterator[str]:
     if transforms := meta.get("transform_trials"):
         yield f"transform: {transforms['chosen']}, {transforms['why']}"
     yield f"chosen: {meta['chosen']}"
+    if weights := meta.get("weights"):
+        effective = weights["effective_rows_by_part"]
+        rows = ", ".join(f"{effective[p]:.0f} of {meta['data']['rows'][p]} {p}" for p in effective)
+        yield f"weights: rows are as good as equal ones of this number: {rows}"
     for part, figures in meta["figures"].items():
         yield f"{part:5s} {figures_line(figures)}"
+        if "weighted" in figures:
+            yield f"      weighed: {figures_line(figures['weighted'])}"
         if "coverage" in figures:
             level, coverage = figures["coverage_level"], figures["coverage"]
             yield f"      {level:.0%} intervals hold {coverage:.0%} of the values"

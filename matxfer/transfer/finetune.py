@@ -20,6 +20,7 @@ from matxfer.transfer.config import FinetuneConfig
 from matxfer.transfer.freezing import check_depth
 from matxfer.transfer.report import calibrated, figures_of, retention_of
 from matxfer.transfer.retention import SourceData
+from matxfer.transfer.row_weights import weighed
 from matxfer.transfer.strategies import Trial, choose, run_strategy
 from matxfer.transfer.task import Task, make_task
 from matxfer.transfer.transforms import choose_transform
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from matxfer.transfer.plugin import Plugin
+    from matxfer.transfer.row_weights import Weigh
 
 
 def finetune(
@@ -41,6 +43,7 @@ def finetune(
     split_column: str | None = None,
     structure_column: str | None = None,
     source_data: str | Path | pd.DataFrame | None = None,
+    weigh: Weigh | None = None,
     config: FinetuneConfig | None = None,
     on_graphs: Callable[[int], None] | None = None,
     on_trial: Callable[[Trial], None] | None = None,
@@ -66,6 +69,9 @@ def finetune(
     source_data
         Table of source structures: rehearsed by ``replay``; where it has columns of source
         properties, their errors before and after are reported.
+    weigh
+        Says how much each row counts, such as :func:`matxfer.domain.weights_for`: rows that
+        resemble the structures to be predicted count more (:mod:`matxfer.transfer.row_weights`).
     config, **options
         :class:`FinetuneConfig`, or its fields one by one.
     on_graphs
@@ -77,14 +83,15 @@ def finetune(
     -------
     Plugin
         With ``meta["figures"]`` (val and test errors), ``meta["retention"]``, and what ``auto``
-        tried: ``meta["trials"]`` of the strategy, ``meta["transform_trials"]`` of the transform.
+        tried: ``meta["trials"]`` of the strategy, ``meta["transform_trials"]`` of the transform;
+        ``meta["weights"]`` says how even weights are.
 
     Raises
     ------
     TableError
         If the table, a column or a usable row is missing.
     ValueError
-        If an option is out of range.
+        If an option is out of range, or weights are too uneven to be used.
     """
     keep_large_blocks()
     started = time.monotonic()
@@ -107,6 +114,7 @@ def finetune(
     activations = Activations(base, store.graphs)
     task = make_task(base, data, target, store.graphs, activations, config.transform)
     facts = _data_facts(data, split_column, task)
+    task, weights = weighed(task, weigh)
     transforms = None
     if config.transform == "auto":
         task, transforms = choose_transform(task, config)
@@ -132,12 +140,14 @@ def finetune(
         "data": facts,
         **provenance(time.monotonic() - started),
     }
-    if transforms is not None:
-        plugin.meta["transform_trials"] = transforms
-    if trials:
-        plugin.meta["trials"] = [
+    told = {
+        "weights": weights,
+        "transform_trials": transforms,
+        "trials": [
             {"tried": t.label, "val_mae": t.error, "seconds": t.facts["seconds"]} for t in trials
-        ]
+        ],
+    }
+    plugin.meta |= {name: found for name, found in told.items() if found}
     if "ewc" in trial.config.retain and plugin.depth < base.backbone.n_layers:
         plugin.meta["fisher"] = concentration(total_fisher(base.fisher()))
     if output is not None:

@@ -70,17 +70,20 @@ def calibrated(task: Task, plugin: Plugin) -> Uncertainty:
         features.append(crystal_features(nodes, graphs))
     plugin.uncertainty = Uncertainty.fit(
         torch.cat(hidden, dim=1) if hidden else None,
-        float(np.sqrt(np.mean(residual**2))),
+        float(np.sqrt(task.mean(residual**2, val))),
         torch.cat(features),
         task.elements,
     )
     variance = np.concatenate([plugin.uncertainty.variance(found) for found in held])
-    plugin.uncertainty.calibrate(residual, variance)
+    plugin.uncertainty.calibrate(residual, variance, task.weights_of(val))
     return plugin.uncertainty
 
 
 def figures_of(task: Task, plugin: Plugin) -> dict[str, Any]:
-    """Return the errors on the validation and test rows, beside those of a constant."""
+    """Return the errors on the validation and test rows, beside those of a constant.
+
+    Where rows have weights, ``weighted`` are the same errors with them.
+    """
     figures = {}
     constant = np.median(task.values[task.parts["train"]])
     for part in ("val", "test"):
@@ -90,6 +93,8 @@ def figures_of(task: Task, plugin: Plugin) -> dict[str, Any]:
         figures[part] = regression_metrics(truth, values, plugin.head.prop)
         if not len(rows):
             continue
+        if (weights := task.weights_of(rows)) is not None:
+            figures[part]["weighted"] = regression_metrics(truth, values, plugin.head.prop, weights)
         figures[part]["mae_of_a_constant"] = float(np.abs(truth - constant).mean())
         if plugin.uncertainty is not None:
             spread, low, high, score = columns

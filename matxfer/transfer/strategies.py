@@ -52,7 +52,7 @@ class Trial:
     config
         What it was made with, every choice spelled out.
     error
-        Mean absolute error on the validation rows, in the property's unit.
+        Mean absolute error on the validation rows, in the property's unit; weighed as they are.
     facts
         Seconds, best epoch and the like.
     """
@@ -115,7 +115,7 @@ def _measured(
     """Round a finished plugin as its file will, and measure it on the validation rows."""
     plugin.eval().round()
     val = task.parts["val"]
-    error = float(np.abs(predicted(task, plugin, val)[0] - task.values[val]).mean())
+    error = task.mean(np.abs(predicted(task, plugin, val)[0] - task.values[val]), val)
     facts["seconds"] = round(time.monotonic() - started, 3)
     return Trial(plugin, config, error, facts)
 
@@ -302,6 +302,7 @@ def _features(task: Task, config: FinetuneConfig) -> tuple[Plugin, dict[str, Any
         task.parts["val"],
         config.seed,
         task.axes(layers),
+        task.weights,
     )
     head = task.head(layers, readout, source, scaler)
     return Plugin(task.base, task.base.backbone.n_layers, head), {}
