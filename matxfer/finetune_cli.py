@@ -59,7 +59,8 @@ def finetune(
         str | None,
         typer.Option(
             help="auto: try the others, keep the best on validation rows; features: a simple model "
-            "on fingerprints; finetune: readouts and layers; scratch: from random weights."
+            "on fingerprints; finetune: readouts and layers; scratch: from random weights; "
+            "correction: a few numbers on top of the base's own prediction."
         ),
     ] = None,
     freeze: Annotated[
@@ -73,6 +74,12 @@ def finetune(
         str | None,
         typer.Option(
             help="ridge, kernel_ridge, gaussian_process or forest, of --strategy features."
+        ),
+    ] = None,
+    correction: Annotated[
+        str | None,
+        typer.Option(
+            help="offset, elements, linear, elements+linear or auto, of --strategy correction."
         ),
     ] = None,
     difference: Annotated[
@@ -161,6 +168,7 @@ def finetune(
     of_properties: dict[str, Any] = {
         "layers": layers and tuple(integers("--layers", layers)),
         "features": features,
+        "correction": correction,
         "difference": difference,
         "unfreeze_every": unfreeze_every,
         "members": members,

@@ -1,8 +1,9 @@
-"""Remedies for a domain gap: importance weights in training."""
+"""Remedies for a domain gap: importance weights in training, corrections of predictions."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -16,9 +17,12 @@ from matxfer.data.properties import property_of
 from matxfer.data.store import graph_store
 from matxfer.domain import density_ratio, weights_for
 from matxfer.errors import OptionError
-from matxfer.nn.scaling import TargetScaler
+from matxfer.nn.scaling import TargetScaler, composition
+from matxfer.transfer.activations import Activations
+from matxfer.transfer.correction import FORMS, PENALTIES, fit_correction
 from matxfer.transfer.features import METHODS, _noise, fit_features
 from matxfer.transfer.finetune import finetune
+from matxfer.transfer.plugin import load_plugin
 from matxfer.transfer.uncertainty import Uncertainty
 
 TARGET = "debye_temperature_k"
@@ -236,3 +240,182 @@ def test_rows_that_resemble_the_candidates_count_more(tiny_model, crystal_frame)
     weights, facts = weigh(tiny_model, graphs, np.arange(60))
     assert weights[family != "fcc"].mean() > 1.5 * weights[family == "fcc"].mean()
     assert facts["words"].startswith("<data frame>")
+
+
+# -- corrections ------------------------------------------------------------------------------
+def planted(n, seed=0, noise=0.02):
+    """Return predictions, fractions of four elements, and values of other references."""
+    rng = np.random.default_rng(seed)
+    fractions = np.zeros((n, 119))
+    for row in fractions:
+        row[rng.choice([8, 16, 26, 34], 2, replace=False)] = rng.dirichlet([3, 3])
+    source = rng.normal(-1, 0.8, n)
+    reference = np.zeros(119)
+    reference[[8, 16, 26, 34]] = 0.4, -0.2, 0.0, -0.6
+    target = source + fractions @ reference + rng.normal(0, noise, n)
+    return source, fractions, target, reference
+
+
+def slow_ridge(form, penalty, source, fractions, target, w, slope=1.0, scale_of=None):
+    """Return a function that predicts: least squares with one more row for each pull."""
+    own = w if scale_of is None else scale_of
+    middle = np.average(source, weights=own)
+    spread = np.sqrt(np.average((source - middle) ** 2, weights=own))
+
+    def design(s, x):
+        columns = [np.ones(len(s))]
+        if form.endswith("linear"):
+            columns.append((s - middle) / spread)
+        if "elements" in form:
+            columns += list(x.T)
+        return np.stack(columns, axis=1)
+
+    own = design(source, fractions)
+    size = own.shape[1]
+    pulls = np.sqrt(penalty) * np.eye(size)[1:]
+    rows = np.concatenate([np.sqrt(w)[:, None] * own, pulls])
+    wanted = np.concatenate([np.sqrt(w) * (target - slope * source), np.zeros(size - 1)])
+    solution = np.linalg.lstsq(rows, wanted, rcond=None)[0]
+    return lambda s, x: slope * s + design(s, x) @ solution
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_a_correction_is_the_ridge_of_least_squares(form, weighed):
+    source, fractions, target, _ = planted(25)
+    w = np.random.default_rng(1).uniform(0.2, 2, 25) if weighed else np.ones(25)
+    found = fit_correction(form, source, fractions, target, weights=w if weighed else None)
+    slow = slow_ridge(form, found.penalty, source, fractions, target, w)
+    there = planted(10, seed=5)[:2]
+    np.testing.assert_allclose(found(*there), slow(*there), atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["offset", "elements", "elements+linear"])
+def test_the_error_is_that_of_rows_left_out(form):
+    """Against as many fits; the penalty is the one of the smallest such error."""
+    source, fractions, target, _ = planted(18, noise=0.2)
+    found = fit_correction(form, source, fractions, target)
+
+    def left_out(penalty):
+        errors = []
+        for k in range(18):
+            w = np.where(np.arange(18) == k, 0.0, 1.0)
+            slow = slow_ridge(form, penalty, source, fractions, target, w, scale_of=np.ones(18))
+            errors.append(abs(slow(source, fractions)[k] - target[k]))
+        return np.mean(errors)
+
+    tried = {p: left_out(p) for p in (PENALTIES if form != "offset" else (0.0,))}
+    assert found.error == pytest.approx(tried[found.penalty], rel=1e-4)
+    assert found.error == pytest.approx(min(tried.values()), rel=1e-4)
+
+
+def test_planted_references_are_found_from_twenty_rows():
+    source, fractions, target, reference = planted(20)
+    found = fit_correction("auto", source, fractions, target)
+    assert found.form == "elements"
+    there = planted(500, seed=9, noise=0.0)
+    assert np.abs(found(*there[:2]) - there[2]).mean() < 0.03
+    # Only differences count: a mean of fractions is an offset.
+    own = found.elements[[8, 16, 26, 34]] + found.offset
+    np.testing.assert_allclose(own, reference[[8, 16, 26, 34]], atol=0.06)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_simplest_form_that_does_is_chosen(form):
+    rng = np.random.default_rng(3)
+    source, fractions, _, reference = planted(60)
+    target = source * (1.3 if "linear" in form else 1.0) + rng.normal(0, 0.02, 60)
+    target += fractions @ reference if "elements" in form else 0.0
+    target += 0.5 if form in ("offset", "linear") else 0.0
+    found = fit_correction("auto", source, fractions, target)
+    assert found.form == form
+    assert found.slope == pytest.approx(1.3 if "linear" in form else 1.0, abs=0.02)
+
+
+@pytest.fixture(scope="module")
+def shifted(tiny_model, crystal_frame):
+    """Return the table with the base's own energies, other references and a smaller slope."""
+    graphs = graph_store(_crystals(crystal_frame), tiny_model.backbone.graph_options).graphs
+    source = Activations(tiny_model, graphs).source(ENERGY)
+    reference = np.zeros(119)
+    reference[[8, 17]] = 0.6, -0.4
+    values = 0.8 * source + composition(graphs) @ reference - 0.1
+    return crystal_frame.assign(**{ENERGY: values, "hull_energy_ev": 2 * source + 3})
+
+
+def test_a_plugin_of_a_correction(shifted, tiny_model, tmp_path):
+    few = shifted.assign(split=np.where(np.arange(60) < 20, "train", shifted["split"]))
+    few.loc[np.arange(60) >= 20, "split"] = np.where(np.arange(40) < 5, "val", "test")
+    plugin = finetune(
+        few, ENERGY, tmp_path / "plugin", model=tiny_model, split_column="split",
+        strategy="correction",
+    )  # fmt: skip
+    facts = plugin.meta["correction"]
+    assert (facts["form"], facts["source"], facts["rows"]) == ("elements+linear", ENERGY, 20)
+    assert facts["slope"] == pytest.approx(0.8, abs=0.03)
+    assert plugin.meta["figures"]["test"]["mae"] < 0.02
+    elements = facts["elements"]
+    assert elements["O"]["value"] - elements["Cl"]["value"] == pytest.approx(1.0, abs=0.05)
+    assert plugin.meta["chosen"] == f"correction, elements+linear, of {ENERGY}"
+    # Read back it predicts the same, with slope and all.
+    again = load_plugin(tmp_path / "plugin", tiny_model)
+    graphs = graph_store(_crystals(few), tiny_model.backbone.graph_options).graphs
+    batch = graphs.batch(np.arange(60))
+    np.testing.assert_array_equal(again.values(batch), plugin.values(batch))
+    assert np.abs(again.values(batch) - few[ENERGY]).max() < 0.1
+    # Every form is another plugin.
+    errors = {
+        form: finetune(few, ENERGY, model=tiny_model, split_column="split", correction=form).meta[
+            "figures"
+        ]["test"]["mae"]
+        for form in FORMS
+    }
+    assert len(set(errors.values())) == len(FORMS)
+    assert min(errors, key=errors.get) == "elements+linear"
+
+
+def test_another_quantity_is_a_map_of_a_prediction(shifted, tiny_model):
+    options = {"model": tiny_model, "split_column": "split"}
+    plugin = finetune(shifted, "hull_energy_ev", correction="linear", **options)
+    assert plugin.meta["correction"]["source"] == ENERGY
+    assert plugin.meta["correction"]["slope"] == pytest.approx(2, abs=0.05)
+    assert plugin.meta["figures"]["test"]["mae"] < 0.05
+    with pytest.raises(OptionError, match="predicts nothing like 'hull_energy_ev'"):
+        finetune(shifted, "hull_energy_ev", correction="elements", **options)
+    with pytest.raises(OptionError, match="cannot be left out"):
+        finetune(shifted, ENERGY, correction="elements", difference=False, **options)
+    with pytest.raises(OptionError, match="correction is 'cubic'"):
+        finetune(shifted, ENERGY, correction="cubic", **options)
+
+
+def test_command_with_a_correction(shifted, tiny_model_folder, tmp_path, monkeypatch, capsys):
+    shifted.to_parquet(tmp_path / "mine.parquet")
+    code, out, err = run(
+        monkeypatch, capsys, "finetune", tmp_path / "mine.parquet", "--target", ENERGY,
+        "--model", tiny_model_folder, "--split-column", "split", "--correction", "elements+linear",
+        "-o", tmp_path / "plugin",
+    )  # fmt: skip
+    assert code == 0, err
+    assert re.search(rf"correction: 0\.(79|80).* × {ENERGY}", out)
+    assert "by element, times its atomic fraction: O +" in out
+
+
+@pytest.mark.data
+def test_elements_mend_another_correction_scheme(shared_data):
+    """WBM's energies have another correction scheme than those that the base has learnt."""
+    import pandas as pd
+
+    columns = ["material_id", "lattice", "numbers", "frac_coords", ENERGY]
+    frame = pd.read_parquet(shared_data / "wbm_formation_energy.parquet", columns=columns)
+    frame = frame.sample(frac=1, random_state=0).reset_index(drop=True)
+    frame["split"] = np.where(frame.index < 450, "train", "test")
+    frame.loc[400:449, "split"] = "val"
+    found = {
+        form: finetune(frame, ENERGY, split_column="split", correction=form).meta
+        for form in ("none", "elements")
+    }
+    error = {form: meta["figures"]["test"]["mae"] for form, meta in found.items()}
+    assert error["elements"] < 0.85 * error["none"]
+    elements = found["elements"]["correction"]["elements"]
+    assert elements["Se"]["value"] < -0.15
+    assert elements["S"]["value"] > 0.1

@@ -52,9 +52,9 @@ def normalised_residuals(
 ) -> NDArray[np.float64]:
     """Return by how much the evaluations of rows miss the targets, in units of their spread."""
     outputs = torch.cat([each.outputs for each in found], dim=1).double().mean(0).numpy()
-    residual: NDArray[np.float64] = (
-        outputs - task.targets(plugin.head.scaler, plugin.head.source)[rows]
-    )
+    head = plugin.head
+    targets = task.targets(head.scaler, head.source, head.slope)[rows]
+    residual: NDArray[np.float64] = outputs - targets
     return residual
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from matxfer.nn.ensemble import ReadoutEnsemble, join_readouts
 from matxfer.nn.feature_readout import FeatureReadout
 from matxfer.nn.network import EdgeGatedNetwork
+from matxfer.transfer.correction import corrected_head
 from matxfer.transfer.features import fit_features
 from matxfer.transfer.freezing import check_depth
 from matxfer.transfer.plugin import Plugin
@@ -69,6 +70,8 @@ class Trial:
         read = ",".join(map(str, head.layers))
         if config.strategy == "features":
             return f"features, {config.simple_model}, layers {read}"
+        if config.strategy == "correction":
+            return f"correction, {self.facts['correction']['form']}, of {head.source}"
         held = "" if config.retain == "none" else f", {config.retain} {config.strength}"
         start = f", from {head.source}" if head.source else ""
         return (
@@ -102,6 +105,9 @@ def run_strategy(
     started = time.monotonic()
     if config.strategy == "features":
         plugin, facts = _features(task, config)
+    elif config.strategy == "correction":
+        head, facts = corrected_head(task, config)
+        plugin = Plugin(task.base, task.base.backbone.n_layers, head)
     elif config.strategy == "scratch":
         plugin, facts = _scratch(task, config)
     else:

@@ -127,9 +127,13 @@ class Task:
             self.prop, self.values[rows], self.graphs.select(rows), known, self.weights_of(rows)
         )
 
-    def targets(self, scaler: TargetScaler, source: str | None) -> NDArray[np.float32]:
+    def targets(
+        self, scaler: TargetScaler, source: str | None, slope: float = 1.0
+    ) -> NDArray[np.float32]:
         """Return normalised targets of all rows, (G,); NaN where there is none."""
-        return scaler.normalised(self.values, self.graphs, self.offset(source))
+        offset = self.offset(source)
+        known = None if offset is None else slope * offset
+        return scaler.normalised(self.values, self.graphs, known)
 
 
 def make_task(
