@@ -199,7 +199,7 @@ class MatxferCalculator(Calculator):
             head = self.plugins[index].head
             per_node = head.per_node(self.plugins[index].nodes(batch), batch)
             if head.source is not None:  # a like energy, so a mean over atoms as well
-                per_node = per_node + self._of_base(head.source, batch)
+                per_node = per_node + head.slope * self._of_base(head.source, batch)
         return np.asarray(per_node.double().cpu().numpy()[graph.node_of_site])
 
     def _of_base(self, name: str, batch: GraphBatch) -> Tensor:

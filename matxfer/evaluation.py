@@ -20,7 +20,6 @@ from matxfer.transfer.plugin import predict_all
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
-    from typing import TypeAlias
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -29,11 +28,7 @@ if TYPE_CHECKING:
     from matxfer.data.properties import Property
     from matxfer.model import Model
     from matxfer.transfer.plugin import Plugin
-
-    #: Base model, graphs and rows → weights of the rows, and what is known of them.
-    Weigh: TypeAlias = Callable[
-        [Model, PackedGraphs, NDArray[np.int64]], tuple[NDArray[np.float64], dict[str, Any]]
-    ]
+    from matxfer.transfer.row_weights import Weigh
 
 
 def evaluate(
@@ -80,7 +75,8 @@ def evaluate(
     Warns
     -----
     UserWarning
-        If a plugin predicts another property than the target, in the same unit.
+        If a plugin predicts another property than the target, in the same unit, or weights are too
+        uneven to be used.
 
     Raises
     ------
@@ -124,6 +120,8 @@ def _weighted(
 ) -> dict[str, Any]:
     rows = np.flatnonzero(np.isfinite(truth) & np.isfinite(predicted))
     weights, facts = weigh(base, graphs, rows)
+    if not facts.get("usable", True):
+        warnings.warn(str(facts.get("words", "the weights are too uneven")), stacklevel=3)
     return {**regression_metrics(truth[rows], predicted[rows], prop, weights), "weights": facts}
 
 

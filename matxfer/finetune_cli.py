@@ -59,7 +59,8 @@ def finetune(
         str | None,
         typer.Option(
             help="auto: try the others, keep the best on validation rows; features: a simple model "
-            "on fingerprints; finetune: readouts and layers; scratch: from random weights."
+            "on fingerprints; finetune: readouts and layers; scratch: from random weights; "
+            "correction: a few numbers on top of the base's own prediction."
         ),
     ] = None,
     freeze: Annotated[
@@ -73,6 +74,12 @@ def finetune(
         str | None,
         typer.Option(
             help="ridge, kernel_ridge, gaussian_process or forest, of --strategy features."
+        ),
+    ] = None,
+    correction: Annotated[
+        str | None,
+        typer.Option(
+            help="offset, elements, linear, elements+linear or auto, of --strategy correction."
         ),
     ] = None,
     difference: Annotated[
@@ -98,6 +105,13 @@ def finetune(
         typer.Option(
             help="At most so many validation and test rows (ids, formulas, values, predictions) "
             "are kept in the plugin for matxfer report; 0: none (default: 1000)."
+        ),
+    ] = None,
+    weights_for: Annotated[
+        str | None,
+        typer.Option(
+            help="Structures to be predicted (table, file or folder): rows that resemble them "
+            "count more; refused where too few do."
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="At most so many passes.")] = None,
@@ -161,6 +175,7 @@ def finetune(
     of_properties: dict[str, Any] = {
         "layers": layers and tuple(integers("--layers", layers)),
         "features": features,
+        "correction": correction,
         "difference": difference,
         "unfreeze_every": unfreeze_every,
         "members": members,
@@ -177,7 +192,7 @@ def finetune(
     }
     if (base := potential_of(model, target)) is not None:
         refuse(
-            of_properties | {"structure_column": structure_column},
+            of_properties | {"structure_column": structure_column, "weights_for": weights_for},
             f"is of properties, but {base} is a potential",
         )
         finetune_frames(
@@ -203,6 +218,11 @@ def finetune(
     (table,), options = tables, common | of_properties
     folder = output or f"{Path(table).stem}-plugin"
     with plain_warnings(), counter_on_terminal("building graphs") as advance:
+        weigh = None
+        if weights_for is not None:
+            from matxfer.domain.weighing import weights_for as weights_of
+
+            weigh = weights_of(weights_for)
         plugin = run(
             table,
             str(target),
@@ -211,6 +231,7 @@ def finetune(
             split_column=split_column,
             structure_column=structure_column,
             source_data=source_data,
+            weigh=weigh,
             on_graphs=advance,
             on_trial=None if as_json else say_trial,
             **{name: value for name, value in options.items() if value is not None},

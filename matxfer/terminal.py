@@ -85,8 +85,16 @@ def plugin_lines(meta: dict[str, Any]) -> Iterator[str]:
     if transforms := meta.get("transform_trials"):
         yield f"transform: {transforms['chosen']}, {transforms['why']}"
     yield f"chosen: {meta['chosen']}"
+    if correction := meta.get("correction"):
+        yield from _correction_lines(correction)
+    if weights := meta.get("weights"):
+        effective = weights["effective_rows_by_part"]
+        rows = ", ".join(f"{effective[p]:.0f} of {meta['data']['rows'][p]} {p}" for p in effective)
+        yield f"weights: rows are as good as equal ones of this number: {rows}"
     for part, figures in meta["figures"].items():
         yield f"{part:5s} {figures_line(figures)}"
+        if "weighted" in figures:
+            yield f"      weighed: {figures_line(figures['weighted'])}"
         if "coverage" in figures:
             level, coverage = figures["coverage_level"], figures["coverage"]
             yield f"      {level:.0%} intervals hold {coverage:.0%} of the values"
@@ -96,6 +104,18 @@ def plugin_lines(meta: dict[str, Any]) -> Iterator[str]:
     for name, entry in meta["retention"].get("source_error", {}).items():
         before, after = f"{entry['before']:.4g} before", f"{entry['after']:.4g} after"
         yield f"      {name}: {entry['scale']} {before}, {after}"
+
+
+def _correction_lines(found: dict[str, Any]) -> Iterator[str]:
+    yield (
+        f"correction: {found['slope']:.4g} × {found['source']} {found['offset']:+.4g}, from "
+        f"{found['rows']} rows; error of rows left out one by one {found['left_out_error']:.4g}"
+    )
+    elements = sorted(found["elements"].items(), key=lambda item: -abs(item[1]["value"]))
+    if elements:
+        largest = ", ".join(f"{symbol} {each['value']:+.3g}" for symbol, each in elements[:8])
+        more = f" and {len(elements) - 8} more" if len(elements) > 8 else ""
+        yield f"      by element, times its atomic fraction: {largest}{more}"
 
 
 @contextmanager

@@ -183,7 +183,7 @@ def plugin_fisher(
         output = head(head.inputs(read, batch), batch).mean(0)
         if source is not None:  # the base's prediction that it starts from moves too
             fitted = plugin.base.heads[source].fitted(nodes[last], batch)
-            output = output + fitted / head.scaler.std
+            output = output + head.slope * fitted / head.scaler.std
         return {key: output}
 
     return output_fisher(plugin.backbone, outputs, task.graphs, rows, {key: noise})

@@ -29,6 +29,7 @@ from matxfer.transfer.report import (
     retention_of,
 )
 from matxfer.transfer.retention import SourceData
+from matxfer.transfer.row_weights import weighed
 from matxfer.transfer.strategies import Trial, choose, run_strategy
 from matxfer.transfer.task import Task, make_task
 from matxfer.transfer.transforms import choose_transform
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from matxfer.transfer.plugin import Plugin
+    from matxfer.transfer.row_weights import Weigh
 
 
 #: Rows of validation and of test whose predictions a plugin keeps.
@@ -56,6 +58,7 @@ def finetune(
     structure_column: str | None = None,
     source_data: str | Path | pd.DataFrame | None = None,
     keep_predictions: int = KEPT_ROWS,
+    weigh: Weigh | None = None,
     config: FinetuneConfig | None = None,
     on_graphs: Callable[[int], None] | None = None,
     on_trial: Callable[[Trial], None] | None = None,
@@ -84,6 +87,9 @@ def finetune(
     keep_predictions
         At most so many validation and test rows are kept in the plugin with their ids, formulas,
         values and predictions, for its report and figures; 0: none, where values are secret.
+    weigh
+        Says how much each row counts, such as :func:`matxfer.domain.weights_for`: rows that
+        resemble the structures to be predicted count more (:mod:`matxfer.transfer.row_weights`).
     config, **options
         :class:`FinetuneConfig`, or its fields one by one.
     on_graphs
@@ -95,14 +101,15 @@ def finetune(
     -------
     Plugin
         With ``meta["figures"]`` (val and test errors), ``meta["retention"]``, and what ``auto``
-        tried: ``meta["trials"]`` of the strategy, ``meta["transform_trials"]`` of the transform.
+        tried: ``meta["trials"]`` of the strategy, ``meta["transform_trials"]`` of the transform;
+        ``meta["weights"]`` says how even weights are.
 
     Raises
     ------
     TableError
         If the table, a column or a usable row is missing.
     ValueError
-        If an option is out of range.
+        If an option is out of range, or weights are too uneven to be used.
     """
     keep_large_blocks()
     started = time.monotonic()
@@ -127,6 +134,7 @@ def finetune(
     activations = Activations(base, store.graphs)
     task = make_task(base, data, target, store.graphs, activations, config.transform)
     facts = _data_facts(data, split_column, task)
+    task, weights = weighed(task, weigh)
     transforms = None
     if config.transform == "auto":
         task, transforms = choose_transform(task, config)
@@ -154,6 +162,7 @@ def finetune(
         **provenance(time.monotonic() - started),
     }
     more = {
+        "weights": weights,
         "transform_trials": transforms,
         "trials": [_told(each) for each in trials],
         "predictions": kept_predictions(task, found, data.crystals, keep_predictions),

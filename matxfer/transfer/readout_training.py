@@ -102,7 +102,7 @@ def train_readout(
         losses: list[Tensor] = []
         for index in torch.randperm(len(train), generator=order).split(config.batch_size):
             batch = train.batch(train.rows[index.numpy()])
-            loss = (_outputs(head, batch) - batch.targets).abs().mean()
+            loss = batch.mean((_outputs(head, batch) - batch.targets).abs())
             losses.append(loss.detach())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -118,7 +118,9 @@ def train_readout(
         _put(parameters, kept)
         with torch.no_grad():
             errors = [(_outputs(head, b).mean(0) - b.targets).abs() for b in held]
-        history.append(float(torch.cat(errors).mean() * head.scaler.std))
+            size = sum(len(error) for error in errors)
+            error = sum(len(e) * b.mean(e) for e, b in zip(errors, held, strict=True)) / size
+        history.append(float(error * head.scaler.std))
         train_history.append(float(torch.stack(losses).mean() * head.scaler.std))
         if not best or history[-1] < history[best_epoch]:
             best, best_epoch = [value.clone() for value in kept], epoch

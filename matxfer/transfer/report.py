@@ -54,9 +54,9 @@ def normalised_residuals(
 ) -> NDArray[np.float64]:
     """Return by how much the evaluations of rows miss the targets, in units of their spread."""
     outputs = torch.cat([each.outputs for each in found], dim=1).double().mean(0).numpy()
-    residual: NDArray[np.float64] = (
-        outputs - task.targets(plugin.head.scaler, plugin.head.source)[rows]
-    )
+    head = plugin.head
+    targets = task.targets(head.scaler, head.source, head.slope)[rows]
+    residual: NDArray[np.float64] = outputs - targets
     return residual
 
 
@@ -72,12 +72,12 @@ def calibrated(task: Task, plugin: Plugin) -> Uncertainty:
         features.append(crystal_features(nodes, graphs))
     plugin.uncertainty = Uncertainty.fit(
         torch.cat(hidden, dim=1) if hidden else None,
-        float(np.sqrt(np.mean(residual**2))),
+        float(np.sqrt(task.mean(residual**2, val))),
         torch.cat(features),
         task.elements,
     )
     variance = np.concatenate([plugin.uncertainty.variance(found) for found in held])
-    plugin.uncertainty.calibrate(residual, variance)
+    plugin.uncertainty.calibrate(residual, variance, task.weights_of(val))
     return plugin.uncertainty
 
 
@@ -89,7 +89,10 @@ def predicted_parts(task: Task, plugin: Plugin) -> dict[str, list[NDArray[np.flo
 def figures_of(
     task: Task, plugin: Plugin, found: dict[str, list[NDArray[np.float64]]] | None = None
 ) -> dict[str, Any]:
-    """Return the errors on the validation and test rows, beside those of a constant."""
+    """Return the errors on the validation and test rows, beside those of a constant.
+
+    Where rows have weights, ``weighted`` are the same errors with them.
+    """
     figures = {}
     constant = np.median(task.values[task.parts["train"]])
     for part, (values, *columns) in (found or predicted_parts(task, plugin)).items():
@@ -98,6 +101,8 @@ def figures_of(
         figures[part] = regression_metrics(truth, values, plugin.head.prop)
         if not len(rows):
             continue
+        if (weights := task.weights_of(rows)) is not None:
+            figures[part]["weighted"] = regression_metrics(truth, values, plugin.head.prop, weights)
         figures[part]["mae_of_a_constant"] = float(np.abs(truth - constant).mean())
         if plugin.uncertainty is not None:
             spread, low, high, score = columns

@@ -48,6 +48,8 @@ class Task:
         Rows of ``train``, ``val`` and ``test`` that have a graph and a value.
     excluded
         How many rows were left out for which reason.
+    weights
+        How much each row counts, (G,), of a mean of 1 in each part; ``None``: all alike.
     """
 
     base: Model
@@ -57,7 +59,16 @@ class Task:
     values: NDArray[np.float64]
     parts: dict[str, NDArray[np.int64]]
     excluded: dict[str, int]
+    weights: NDArray[np.float64] | None = None
     _axes: dict[tuple[int, ...], Axes] = field(default_factory=dict)
+
+    def weights_of(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """Return the weights of some rows, (n,), or ``None`` where all count alike."""
+        return None if self.weights is None else self.weights[rows]
+
+    def mean(self, x: NDArray[np.float64], rows: NDArray[np.int64]) -> float:
+        """Return the mean of what belongs to some rows, (n,), each counted by its weight."""
+        return float(np.average(x, weights=self.weights_of(rows)))
 
     def layers(self, config: FinetuneConfig) -> tuple[int, ...]:
         """Return the layers that a readout reads."""
@@ -112,11 +123,17 @@ class Task:
         """Fit a scaler to the training rows."""
         rows, offset = self.parts["train"], self.offset(source)
         known = None if offset is None else offset[rows]
-        return TargetScaler.fit(self.prop, self.values[rows], self.graphs.select(rows), known)
+        return TargetScaler.fit(
+            self.prop, self.values[rows], self.graphs.select(rows), known, self.weights_of(rows)
+        )
 
-    def targets(self, scaler: TargetScaler, source: str | None) -> NDArray[np.float32]:
+    def targets(
+        self, scaler: TargetScaler, source: str | None, slope: float = 1.0
+    ) -> NDArray[np.float32]:
         """Return normalised targets of all rows, (G,); NaN where there is none."""
-        return scaler.normalised(self.values, self.graphs, self.offset(source))
+        offset = self.offset(source)
+        known = None if offset is None else slope * offset
+        return scaler.normalised(self.values, self.graphs, known)
 
 
 def make_task(

@@ -81,7 +81,7 @@ class FinetuneModule(L.LightningModule):
 
     def training_step(self, batch: PluginBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the loss of a batch."""
-        loss = (self.outputs(batch) - batch.targets).abs().mean()
+        loss = batch.mean((self.outputs(batch) - batch.targets).abs())
         self._losses.append(loss.detach())
         if self.retention is None:
             return loss
@@ -101,7 +101,8 @@ class FinetuneModule(L.LightningModule):
     def validation_step(self, batch: PluginBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Collect absolute errors of the members' mean."""
         with self._averaged_weights():
-            self._errors.append((self.outputs(batch).mean(0) - batch.targets).abs())
+            error = (self.outputs(batch).mean(0) - batch.targets).abs()
+        self._errors.append(error if batch.weights is None else error * batch.weights)
 
     def on_validation_epoch_end(self) -> None:
         """Keep the weights of the best epoch in memory: they are small."""
