@@ -28,7 +28,7 @@ FLOORS = (
     ("output_structures",),
     ("calculator", "output", "benchmark", "estimator"),
     ("campaign", "relaxation", "dynamics", "domain"),
-    ("predict_cli", "simulate_cli", "potential_cli", "datasets_cli"),
+    ("predict_cli", "simulate_cli", "potential_cli", "datasets_cli", "sources_cli"),
     ("finetune_cli",),
     ("cli",),
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from matxfer.data.copies import copies_of
 from matxfer.data.store import graph_store
 from matxfer.data.table import PropertyTable, open_table, read_property_table
+from matxfer.errors import OptionError
 from matxfer.files import sha256
 from matxfer.fisher import concentration, total_fisher
 from matxfer.model import DEFAULT_MODEL, Model, load_model
@@ -18,18 +19,21 @@ from matxfer.runtime import keep_large_blocks
 from matxfer.transfer.activations import Activations
 from matxfer.transfer.config import FinetuneConfig
 from matxfer.transfer.freezing import check_depth
+from matxfer.transfer.negative import checked
 from matxfer.transfer.report import calibrated, figures_of, retention_of
 from matxfer.transfer.retention import SourceData
+from matxfer.transfer.selection import AUTO, choose_source
 from matxfer.transfer.strategies import Trial, choose, run_strategy
 from matxfer.transfer.task import Task, make_task
 from matxfer.transfer.transforms import choose_transform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import pandas as pd
 
     from matxfer.transfer.plugin import Plugin
+    from matxfer.transfer.ranking import Source
 
 
 def finetune(
@@ -38,11 +42,13 @@ def finetune(
     output: str | Path | None = None,
     *,
     model: str | Path | Model = DEFAULT_MODEL,
+    models: Iterable[str | Path | Model] | None = None,
     split_column: str | None = None,
     structure_column: str | None = None,
     source_data: str | Path | pd.DataFrame | None = None,
     config: FinetuneConfig | None = None,
     on_graphs: Callable[[int], None] | None = None,
+    on_source: Callable[[Source], None] | None = None,
     on_trial: Callable[[Trial], None] | None = None,
     **options: Any,
 ) -> Plugin:
@@ -58,7 +64,11 @@ def finetune(
     output
         Folder of the plugin; ``None``: the plugin is returned but not written.
     model
-        Base model, its name or its folder.
+        Base model, its name or its folder; ``"auto"``: the best of ``models`` by
+        :func:`matxfer.transfer.selection.rank_sources`, which looks at training rows alone.
+        Where none is of use the network is trained from scratch.
+    models
+        To choose among with ``"auto"``; ``None``: those shipped.
     split_column
         Column with ``train``, ``val`` and ``test``; without one, a seeded random split.
     structure_column
@@ -70,14 +80,17 @@ def finetune(
         :class:`FinetuneConfig`, or its fields one by one.
     on_graphs
         Called with the number of graphs built since the last call.
-    on_trial
-        Called with each :class:`Trial` of the strategy ``auto``.
+    on_source, on_trial
+        Called with each model that ``"auto"`` ranks, and with each :class:`Trial` of the strategy
+        ``auto``.
 
     Returns
     -------
     Plugin
         With ``meta["figures"]`` (val and test errors), ``meta["retention"]``, and what ``auto``
-        tried: ``meta["trials"]`` of the strategy, ``meta["transform_trials"]`` of the transform.
+        tried: ``meta["trials"]`` of the strategy, ``meta["transform_trials"]`` of the transform,
+        ``meta["sources"]`` of the model. After the strategy ``auto`` ``meta["transfer"]`` says
+        whether transfer was ``negative``: no better than what needs no pretrained weights.
 
     Raises
     ------
@@ -90,9 +103,7 @@ def finetune(
     started = time.monotonic()
     config = replace(config or FinetuneConfig(), **options)
     config = replace(config, strategy=config.implied_strategy())
-    base = model if isinstance(model, Model) else load_model(model)
-    if config.freeze is not None:
-        check_depth(base.backbone, config.freeze)
+    told: dict[str, Any] = {}
     if isinstance(table, PropertyTable):
         data = table
     else:
@@ -103,21 +114,31 @@ def finetune(
             structure_column=structure_column,
             seed=config.seed,
         )
+    if model == AUTO:
+        base, config, ranking = choose_source(
+            data, target, models, config, on_graphs=on_graphs, on_source=on_source
+        )
+        told["sources"] = ranking.to_json()
+    elif models is not None:
+        raise OptionError(f"models to choose among go with model={AUTO!r}, but it is {model!r}")
+    else:
+        base = model if isinstance(model, Model) else load_model(model)
+    if config.freeze is not None:
+        check_depth(base.backbone, config.freeze)
     store = graph_store(data.crystals, base.backbone.graph_options, on_progress=on_graphs)
     activations = Activations(base, store.graphs)
     task = make_task(base, data, target, store.graphs, activations, config.transform)
     facts = _data_facts(data, split_column, task)
-    transforms = None
     if config.transform == "auto":
-        task, transforms = choose_transform(task, config)
+        task, told["transform_trials"] = choose_transform(task, config)
         config = replace(config, transform=task.prop.transform)
     source = None if source_data is None else _source_data(source_data, base, on_graphs)
     if output is not None:  # better now than after the training
         Path(output).mkdir(parents=True, exist_ok=True)
 
-    trials: list[Trial] = []
     if config.strategy == "auto":
-        trial, trials = choose(task, config, source, on_trial)
+        trial, tried = _best_of_all(task, config, source, on_trial)
+        told |= tried
     else:
         trial = run_strategy(task, config, source)
     plugin = trial.plugin
@@ -131,18 +152,26 @@ def finetune(
         "elements": task.elements,
         "data": facts,
         **provenance(time.monotonic() - started),
+        **told,
     }
-    if transforms is not None:
-        plugin.meta["transform_trials"] = transforms
-    if trials:
-        plugin.meta["trials"] = [
-            {"tried": t.label, "val_mae": t.error, "seconds": t.facts["seconds"]} for t in trials
-        ]
     if "ewc" in trial.config.retain and plugin.depth < base.backbone.n_layers:
         plugin.meta["fisher"] = concentration(total_fisher(base.fisher()))
     if output is not None:
         plugin.save(output)
     return plugin
+
+
+def _best_of_all(
+    task: Task,
+    config: FinetuneConfig,
+    source: SourceData | None,
+    on_trial: Callable[[Trial], None] | None,
+) -> tuple[Trial, dict[str, Any]]:
+    """Try the strategies; return the best trial, and what is told of all and of the transfer."""
+    _, trials = choose(task, config, source, on_trial)
+    best, trials, transfer = checked(task, config, trials, on_trial)
+    tried = [{"tried": t.label, "val_mae": t.error, "seconds": t.facts["seconds"]} for t in trials]
+    return best, {"transfer": transfer, "trials": tried}
 
 
 def _data_facts(data: PropertyTable, split_column: str | None, task: Task) -> dict[str, Any]:
