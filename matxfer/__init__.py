@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matxfer.transfer.ewc_callback import EWC
     from matxfer.transfer.finetune import finetune
     from matxfer.transfer.plugin import Plugin, load_plugin
+    from matxfer.transfer.selection import rank_sources
 
 __version__ = "0.1.0"
 
@@ -51,6 +52,7 @@ _HOME = {
     "load_model": "matxfer.model",
     "load_plugin": "matxfer.transfer.plugin",
     "predict": "matxfer.prediction",
+    "rank_sources": "matxfer.transfer.selection",
 }
 
 __all__ = [
@@ -74,6 +76,7 @@ __all__ = [
     "load_model",
     "load_plugin",
     "predict",
+    "rank_sources",
 ]
 
 

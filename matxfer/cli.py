@@ -16,6 +16,7 @@ from matxfer.plugins_cli import app as plugins_app
 from matxfer.potential_cli import potential
 from matxfer.predict_cli import predict
 from matxfer.simulate_cli import md, relax
+from matxfer.sources_cli import sources
 from matxfer.terminal import (
     AsJson,
     ModelOfPlugins,
@@ -44,6 +45,7 @@ app.command()(md)
 app.command()(finetune)
 app.command()(potential)
 app.command()(shift)
+app.command()(sources)
 app.add_typer(benchmark_app)
 app.add_typer(datasets_app)
 app.add_typer(plugins_app)

@@ -21,13 +21,14 @@ from matxfer.potential_cli import (
 )
 from matxfer.terminal import (
     AsJson,
-    ModelOption,
     StructureColumn,
     counter_on_terminal,
     integers,
+    names,
     plain_warnings,
     plugin_lines,
     print_json,
+    say_source,
     say_trial,
     strength_of,
 )
@@ -51,7 +52,16 @@ def finetune(
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="Folder of the plugin.")
     ] = None,
-    model: ModelOption = DEFAULT_MODEL,
+    model: Annotated[
+        str,
+        typer.Option(help="Base model: a shipped one by name, its folder, or auto: the best."),
+    ] = DEFAULT_MODEL,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --model auto: names and folders with commas to choose among (those shipped)."
+        ),
+    ] = None,
     split_column: Annotated[
         str | None, typer.Option(help="Column with train, val, test; else a seeded random split.")
     ] = None,
@@ -192,7 +202,12 @@ def finetune(
     }
     if (base := potential_of(model, target)) is not None:
         refuse(
-            of_properties | {"structure_column": structure_column, "weights_for": weights_for},
+            of_properties
+            | {
+                "structure_column": structure_column,
+                "weights_for": weights_for,
+                "models": models,
+            },
             f"is of properties, but {base} is a potential",
         )
         finetune_frames(
@@ -228,11 +243,13 @@ def finetune(
             str(target),
             folder,
             model=model,
+            models=models and names("--models", models),
             split_column=split_column,
             structure_column=structure_column,
             source_data=source_data,
             weigh=weigh,
             on_graphs=advance,
+            on_source=None if as_json else say_source,
             on_trial=None if as_json else say_trial,
             **{name: value for name, value in options.items() if value is not None},
         )

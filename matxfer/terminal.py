@@ -53,6 +53,14 @@ def integers(option: str, text: str) -> list[int]:
         raise OptionError(f"{option} {text!r}: write numbers with commas, such as 2,4") from None
 
 
+def names(option: str, text: str) -> list[str]:
+    """Read names with commas between them."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise OptionError(f"{option} {text!r}: write names with commas, such as mp-base,mp-small")
+    return words
+
+
 def strength_of(text: str) -> float | str:
     """Read a strength: a number, or ``auto``."""
     try:
@@ -82,28 +90,41 @@ def figures_line(figures: dict[str, Any]) -> str:
 
 def plugin_lines(meta: dict[str, Any]) -> Iterator[str]:
     """Yield what a person wants to know of a fresh plugin."""
+    if sources := meta.get("sources"):
+        yield from ranking_lines(sources)
     if transforms := meta.get("transform_trials"):
         yield f"transform: {transforms['chosen']}, {transforms['why']}"
     yield f"chosen: {meta['chosen']}"
     if correction := meta.get("correction"):
         yield from _correction_lines(correction)
     if weights := meta.get("weights"):
-        effective = weights["effective_rows_by_part"]
-        rows = ", ".join(f"{effective[p]:.0f} of {meta['data']['rows'][p]} {p}" for p in effective)
-        yield f"weights: rows are as good as equal ones of this number: {rows}"
-    for part, figures in meta["figures"].items():
-        yield f"{part:5s} {figures_line(figures)}"
-        if "weighted" in figures:
-            yield f"      weighed: {figures_line(figures['weighted'])}"
-        if "coverage" in figures:
-            level, coverage = figures["coverage_level"], figures["coverage"]
-            yield f"      {level:.0%} intervals hold {coverage:.0%} of the values"
+        yield _weights_line(weights, meta["data"]["rows"])
+    if transfer := meta.get("transfer"):
+        word = "negative transfer" if transfer["negative"] else "transfer"
+        yield f"{word}: {transfer['message']}"
+    yield from _figures_lines(meta["figures"])
     yield "drift of the source predictions on these structures, were the base to share the layers:"
     for name, entry in meta["retention"]["drift"].items():
         yield f"      {name}: {entry['mean_absolute_drift']:.4g} {entry['unit']}"
     for name, entry in meta["retention"].get("source_error", {}).items():
         before, after = f"{entry['before']:.4g} before", f"{entry['after']:.4g} after"
         yield f"      {name}: {entry['scale']} {before}, {after}"
+
+
+def _figures_lines(parts: dict[str, Any]) -> Iterator[str]:
+    for part, figures in parts.items():
+        yield f"{part:5s} {figures_line(figures)}"
+        if "weighted" in figures:
+            yield f"      weighed: {figures_line(figures['weighted'])}"
+        if "coverage" in figures:
+            level, coverage = figures["coverage_level"], figures["coverage"]
+            yield f"      {level:.0%} intervals hold {coverage:.0%} of the values"
+
+
+def _weights_line(weights: dict[str, Any], rows: dict[str, int]) -> str:
+    effective = weights["effective_rows_by_part"]
+    told = ", ".join(f"{effective[part]:.0f} of {rows[part]} {part}" for part in effective)
+    return f"weights: rows are as good as equal ones of this number: {told}"
 
 
 def _correction_lines(found: dict[str, Any]) -> Iterator[str]:
@@ -116,6 +137,47 @@ def _correction_lines(found: dict[str, Any]) -> Iterator[str]:
         largest = ", ".join(f"{symbol} {each['value']:+.3g}" for symbol, each in elements[:8])
         more = f" and {len(elements) - 8} more" if len(elements) > 8 else ""
         yield f"      by element, times its atomic fraction: {largest}{more}"
+
+
+def say_source(source: Any) -> None:
+    """Say how good a model is as a base."""
+    error = source.scored.scores["kernel_ridge"]
+    say(f"{source.seconds:6.1f} s  leave-one-out MAE {error:.4g}  {source.name}")
+
+
+def ranking_lines(ranking: dict[str, Any]) -> Iterator[str]:
+    """Yield a ranking of models as a table, and what is to be told of some."""
+    unit = f" {ranking['unit']}" if ranking["unit"] else ""
+    rows = f"{ranking['rows']} of {ranking['of_rows']} training rows"
+    yield f"models for {ranking['target']}, {rows}: {ranking['method']}"
+    everyone = sorted(ranking["sources"] + ranking["baselines"], key=lambda s: s["error"])
+    head = ("model", f"MAE{unit}", "best layer", "5 nearest", "alignment", "LogME", "")
+    cells = [head]
+    for source in everyone:
+        scores, layer = source["scores"], source["best_layer"]
+        cells.append((
+            source["name"],
+            f"{source['error']:.4g} ± {source['spread']:.2g}",
+            "–" if layer is None else str(layer),
+            f"{scores['neighbours']:.4g}",
+            f"{scores['alignment']:.3f}",
+            f"{scores['log_evidence']:.3f}",
+            source.get("verdict", "baseline"),
+        ))  # fmt: skip
+    width = [max(len(row[k]) for row in cells) for k in range(len(head))]
+    for row in cells:
+        line = "  ".join(cell.ljust(w) for cell, w in zip(row, width, strict=True))
+        yield f"      {line.rstrip()}"
+    refused = [s for s in ranking["sources"] if s["verdict"].startswith("negative")]
+    for source in refused:
+        yield f"refused: {source['name']}: {source['reason']}"
+    for name, reason in ranking["left_out"].items():
+        yield f"left out: {name}: {reason}"
+    if ranking["chosen"] is None:
+        yield "model: none helps, so that training from scratch is the better choice"
+    else:
+        chosen = next(s for s in ranking["sources"] if s["name"] == ranking["chosen"])
+        yield f"model: {chosen['name']}, {chosen['reason']}"
 
 
 @contextmanager

@@ -29,7 +29,10 @@ FLOORS = (
     ("output_structures",),
     ("calculator", "output", "benchmark", "estimator"),
     ("campaign", "relaxation", "dynamics", "domain"),
-    ("predict_cli", "simulate_cli", "potential_cli", "datasets_cli", "plugins_cli"),
+    (
+        *("predict_cli", "simulate_cli", "potential_cli"),
+        *("datasets_cli", "plugins_cli", "sources_cli"),
+    ),
     ("finetune_cli",),
     ("cli",),
 )

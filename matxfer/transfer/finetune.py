@@ -21,6 +21,7 @@ from matxfer.runtime import keep_large_blocks
 from matxfer.transfer.activations import Activations
 from matxfer.transfer.config import FinetuneConfig
 from matxfer.transfer.freezing import check_depth
+from matxfer.transfer.negative import checked
 from matxfer.transfer.report import (
     calibrated,
     figures_of,
@@ -30,17 +31,19 @@ from matxfer.transfer.report import (
 )
 from matxfer.transfer.retention import SourceData
 from matxfer.transfer.row_weights import weighed
+from matxfer.transfer.selection import AUTO, choose_source
 from matxfer.transfer.strategies import Trial, choose, run_strategy
 from matxfer.transfer.task import Task, make_task
 from matxfer.transfer.transforms import choose_transform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import pandas as pd
     from numpy.typing import NDArray
 
     from matxfer.transfer.plugin import Plugin
+    from matxfer.transfer.ranking import Source
     from matxfer.transfer.row_weights import Weigh
 
 
@@ -54,6 +57,7 @@ def finetune(
     output: str | Path | None = None,
     *,
     model: str | Path | Model = DEFAULT_MODEL,
+    models: Iterable[str | Path | Model] | None = None,
     split_column: str | None = None,
     structure_column: str | None = None,
     source_data: str | Path | pd.DataFrame | None = None,
@@ -61,6 +65,7 @@ def finetune(
     weigh: Weigh | None = None,
     config: FinetuneConfig | None = None,
     on_graphs: Callable[[int], None] | None = None,
+    on_source: Callable[[Source], None] | None = None,
     on_trial: Callable[[Trial], None] | None = None,
     **options: Any,
 ) -> Plugin:
@@ -76,7 +81,11 @@ def finetune(
     output
         Folder of the plugin; ``None``: the plugin is returned but not written.
     model
-        Base model, its name or its folder.
+        Base model, its name or its folder; ``"auto"``: the best of ``models`` by
+        :func:`matxfer.transfer.selection.rank_sources`, which looks at training rows alone.
+        Where none is of use the network is trained from scratch.
+    models
+        To choose among with ``"auto"``; ``None``: those shipped.
     split_column
         Column with ``train``, ``val`` and ``test``; without one, a seeded random split.
     structure_column
@@ -94,15 +103,18 @@ def finetune(
         :class:`FinetuneConfig`, or its fields one by one.
     on_graphs
         Called with the number of graphs built since the last call.
-    on_trial
-        Called with each :class:`Trial` of the strategy ``auto``.
+    on_source, on_trial
+        Called with each model that ``"auto"`` ranks, and with each :class:`Trial` of the strategy
+        ``auto``.
 
     Returns
     -------
     Plugin
         With ``meta["figures"]`` (val and test errors), ``meta["retention"]``, and what ``auto``
-        tried: ``meta["trials"]`` of the strategy, ``meta["transform_trials"]`` of the transform;
-        ``meta["weights"]`` says how even weights are.
+        tried: ``meta["trials"]`` of the strategy, ``meta["transform_trials"]`` of the transform,
+        ``meta["sources"]`` of the model; ``meta["weights"]`` says how even weights are. After the
+        strategy ``auto`` ``meta["transfer"]`` says whether transfer was ``negative``: no better
+        than what needs no pretrained weights.
 
     Raises
     ------
@@ -117,9 +129,6 @@ def finetune(
         raise OptionError(f"keep_predictions is {keep_predictions}, but must be 0 or more")
     config = replace(config or FinetuneConfig(), **options)
     config = replace(config, strategy=config.implied_strategy())
-    base = model if isinstance(model, Model) else load_model(model)
-    if config.freeze is not None:
-        check_depth(base.backbone, config.freeze)
     if isinstance(table, PropertyTable):
         data = table
     else:
@@ -130,27 +139,30 @@ def finetune(
             structure_column=structure_column,
             seed=config.seed,
         )
+    base, config, told = _base(data, target, model, models, config, on_graphs, on_source)
+    if config.freeze is not None:
+        check_depth(base.backbone, config.freeze)
     store = graph_store(data.crystals, base.backbone.graph_options, on_progress=on_graphs)
     activations = Activations(base, store.graphs)
     task = make_task(base, data, target, store.graphs, activations, config.transform)
     facts = _data_facts(data, split_column, task)
-    task, weights = weighed(task, weigh)
-    transforms = None
+    task, told["weights"] = weighed(task, weigh)
     if config.transform == "auto":
-        task, transforms = choose_transform(task, config)
+        task, told["transform_trials"] = choose_transform(task, config)
         config = replace(config, transform=task.prop.transform)
     source = None if source_data is None else _source_data(source_data, base, on_graphs)
     if output is not None:  # better now than after the training
         Path(output).mkdir(parents=True, exist_ok=True)
 
-    trials: list[Trial] = []
     if config.strategy == "auto":
-        trial, trials = choose(task, config, source, on_trial)
+        trial, tried = _best_of_all(task, config, source, on_trial)
+        told |= tried
     else:
         trial = run_strategy(task, config, source)
     plugin = trial.plugin
     calibrated(task, plugin)
     found = predicted_parts(task, plugin)
+    told["predictions"] = kept_predictions(task, found, data.crystals, keep_predictions)
     plugin.meta = {
         "config": asdict(trial.config),
         "chosen": trial.label,
@@ -160,19 +172,45 @@ def finetune(
         "elements": task.elements,
         "data": facts,
         **provenance(time.monotonic() - started),
+        **{name: known for name, known in told.items() if known},
     }
-    more = {
-        "weights": weights,
-        "transform_trials": transforms,
-        "trials": [_told(each) for each in trials],
-        "predictions": kept_predictions(task, found, data.crystals, keep_predictions),
-    }
-    plugin.meta |= {name: facts for name, facts in more.items() if facts}
     if "ewc" in trial.config.retain and plugin.depth < base.backbone.n_layers:
         plugin.meta["fisher"] = concentration(total_fisher(base.fisher()))
     if output is not None:
         plugin.save(output)
     return plugin
+
+
+def _base(
+    data: PropertyTable,
+    target: str,
+    model: str | Path | Model,
+    models: Iterable[str | Path | Model] | None,
+    config: FinetuneConfig,
+    on_graphs: Callable[[int], None] | None,
+    on_source: Callable[[Source], None] | None,
+) -> tuple[Model, FinetuneConfig, dict[str, Any]]:
+    """Return the base model, the configuration for it, and what is told of the choice."""
+    if model == AUTO:
+        base, config, ranking = choose_source(
+            data, target, models, config, on_graphs=on_graphs, on_source=on_source
+        )
+        return base, config, {"sources": ranking.to_json()}
+    if models is not None:
+        raise OptionError(f"models to choose among go with model={AUTO!r}, but it is {model!r}")
+    return model if isinstance(model, Model) else load_model(model), config, {}
+
+
+def _best_of_all(
+    task: Task,
+    config: FinetuneConfig,
+    source: SourceData | None,
+    on_trial: Callable[[Trial], None] | None,
+) -> tuple[Trial, dict[str, Any]]:
+    """Try the strategies; return the best trial, and what is told of all and of the transfer."""
+    _, trials = choose(task, config, source, on_trial)
+    best, trials, transfer = checked(task, config, trials, on_trial)
+    return best, {"transfer": transfer, "trials": [_told(each) for each in trials]}
 
 
 def _data_facts(data: PropertyTable, split_column: str | None, task: Task) -> dict[str, Any]:

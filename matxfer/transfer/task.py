@@ -16,6 +16,8 @@ from matxfer.nn.scaling import TargetScaler
 from matxfer.transfer.features import principal_axes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Fewer usable training rows than this are no basis for a model.
 FEWEST_ROWS = 10
+#: Fewest usable rows of the parts that training needs.
+NEEDED = {"train": FEWEST_ROWS, "val": 1}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,6 +147,7 @@ def make_task(
     graphs: PackedGraphs,
     activations: Activations,
     transform: str | None,
+    needed: Mapping[str, int] = NEEDED,
 ) -> Task:
     """Sort the rows of a table: what can be used, what is left out and why.
 
@@ -172,7 +177,7 @@ def make_task(
     usable = ~(foreign | no_graph | no_value | outside)
     parts = {p: np.flatnonzero((data.split == p) & usable) for p in ("train", "val", "test")}
     excluded = {reason: count for reason, count in excluded.items() if count}
-    for part, least in (("train", FEWEST_ROWS), ("val", 1)):
+    for part, least in needed.items():
         if len(parts[part]) < least:
             raise TableError(
                 f"{data.source}: {len(parts[part])} usable row(s) in {part!r}, but at least "
