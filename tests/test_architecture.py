@@ -27,7 +27,8 @@ FLOORS = (
     ("batch", "forcefield", "backbones", "testing"),
     ("prediction", "evaluation", "output_metadata", "sharing"),
     ("output_structures",),
-    ("calculator", "output", "benchmark", "estimator"),
+    ("calculator", "output", "estimator"),
+    ("benchmark",),
     ("campaign", "relaxation", "dynamics", "domain"),
     (
         *("predict_cli", "simulate_cli", "potential_cli"),
