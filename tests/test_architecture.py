@@ -21,6 +21,7 @@ FLOORS = (
     ("nn", "skin", "datasets"),
     ("model",),
     ("fisher", "metrics", "model_card"),
+    ("plot",),
     ("pretraining", "transfer"),
     ("potential",),
     ("batch", "forcefield"),
