@@ -12,6 +12,7 @@ from matxfer.benchmark.cli import app as benchmark_app
 from matxfer.datasets_cli import app as datasets_app
 from matxfer.domain.cli import shift
 from matxfer.finetune_cli import finetune
+from matxfer.plugins_cli import app as plugins_app
 from matxfer.potential_cli import potential
 from matxfer.predict_cli import predict
 from matxfer.simulate_cli import md, relax
@@ -45,6 +46,7 @@ app.command()(potential)
 app.command()(shift)
 app.add_typer(benchmark_app)
 app.add_typer(datasets_app)
+app.add_typer(plugins_app)
 
 
 @app.command()

@@ -48,15 +48,33 @@ def read_json(path: Path, expected_format: int | None = None) -> dict[str, Any]:
         If the file is missing, is not a JSON object or has another version.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise FormatError(f"{path}: not readable as JSON ({error}); {_REMEDY}") from error
-    if not isinstance(data, dict):
-        raise FormatError(f"{path}: expected a JSON object, found {type(data).__name__}; {_REMEDY}")
+    data = parse_json(content, str(path))
     if expected_format is not None and data.get("format") != expected_format:
         raise FormatError(
             f"{path}: format {data.get('format')!r}, but this version of matxfer reads "
             f"{expected_format}; install the matxfer version named in the file, or train it again"
+        )
+    return data
+
+
+def parse_json(content: bytes, place: str) -> dict[str, Any]:
+    """Read a JSON object from the bytes of a file.
+
+    Raises
+    ------
+    FormatError
+        If it is not one.
+    """
+    try:
+        data = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{place}: not readable as JSON ({error}); {_REMEDY}") from error
+    if not isinstance(data, dict):
+        raise FormatError(
+            f"{place}: expected a JSON object, found {type(data).__name__}; {_REMEDY}"
         )
     return data
 

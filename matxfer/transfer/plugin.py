@@ -8,18 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from matxfer.errors import OptionError
-from matxfer.files import (
-    PLUGIN_FORMAT,
-    POTENTIAL_KIND,
-    FormatError,
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
+from matxfer.files import PLUGIN_FORMAT, POTENTIAL_KIND, FormatError
 from matxfer.model import Model, check_base, load_model
 from matxfer.nn.ensemble import ReadoutEnsemble
 from matxfer.nn.plugin_head import PluginHead, source_outputs
+from matxfer.plugin_files import read_plugin, write_plugin
 from matxfer.transfer.freezing import adaptable_copy, trainable_blocks
 from matxfer.transfer.rounding import kept, restored
 from matxfer.transfer.uncertainty import Uncertainty
@@ -34,8 +27,6 @@ if TYPE_CHECKING:
     from matxfer.data.batch import GraphLike
     from matxfer.nn.backbone import Features
     from matxfer.nn.plugin_head import Evaluation
-
-_WEIGHTS, _META = "plugin.safetensors", "plugin.json"
 
 
 class Plugin:
@@ -174,7 +165,6 @@ class Plugin:
     def save(self, folder: str | Path) -> None:
         """Write ``plugin.safetensors`` (head and changed layers) and ``plugin.json``."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         delta = self.round()
         readout = self.head.readout.state_dict()
         if isinstance(self.head.readout, ReadoutEnsemble):  # a kernel's sums need all their digits
@@ -184,9 +174,8 @@ class Plugin:
         tensors |= {f"delta.{k}": v for k, v in delta.items()}
         if self.uncertainty is not None:
             tensors |= {f"uncertainty.{k}": v for k, v in self.uncertainty.state_dict().items()}
-        write_tensors(folder / _WEIGHTS, tensors)
         prop = self.head.prop
-        self.meta = {
+        meta = {
             "format": PLUGIN_FORMAT,
             "name": folder.name,
             "base": {"name": self.base.name, "sha256": self.base.checksum},
@@ -203,7 +192,7 @@ class Plugin:
             "uncertainty": self.uncertainty and self.uncertainty.to_json(),
             **{k: v for k, v in self.meta.items() if k not in _DERIVED},
         }
-        write_json(folder / _META, self.meta)
+        self.meta = write_plugin(folder, meta, tensors)
         self.folder = folder
 
 
@@ -234,18 +223,26 @@ def _is_sum(
 def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
     """Load a plugin, and the base model that it names unless one is given.
 
+    Parameters
+    ----------
+    path
+        Its folder, its packed file (``NAME.matxfer.zip``) or ``hf://user/name[@revision]``.
+    model
+        Its base; ``None``: the one that it names, by name.
+
     Raises
     ------
     FormatError
         If files are missing or damaged, or the base is not the one it was trained on.
     """
-    folder = Path(path)
-    meta = read_json(folder / _META, PLUGIN_FORMAT)
+    files = read_plugin(path)
+    folder, meta = files.path, files.meta()
     if meta.get("kind") == POTENTIAL_KIND:
         raise FormatError(
             f"{folder}: is a plugin of a potential, which predicts energies, forces and stresses: "
             "use MatxferCalculator(plugin=…), matxfer relax or matxfer md"
         )
+    tensors = files.tensors(meta)
     try:
         base = model or load_model(meta["base"]["name"])
         check_base(folder, meta["base"], base)
@@ -253,7 +250,6 @@ def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
             head = PluginHead.from_json(meta["head"])
             uncertainty = meta["uncertainty"] and Uncertainty.from_json(meta["uncertainty"])
         plugin = Plugin(base, int(meta["frozen_depth"]), head, meta)
-        tensors = read_tensors(folder / _WEIGHTS)
         head.load_state_dict(restored(_under("head.", tensors)))
         plugin.delta = _under("delta.", tensors)
         delta = restored(plugin.delta)
