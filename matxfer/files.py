@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from matxfer.errors import MatxferError
@@ -32,11 +33,20 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write indented JSON with a final newline, whole or not at all."""
+    """Write indented JSON with a final newline, whole or not at all; flat lists in one line."""
     temporary = path.with_name(f".{path.name}.part")
-    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    text = _FLAT_LIST.sub(_in_one_line, json.dumps(data, indent=1, ensure_ascii=False)) + "\n"
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+#: A list without lists and objects in it. JSON writes line ends in texts as escapes, so that a
+#: bracket at the end of a line is never part of one.
+_FLAT_LIST = re.compile(r"\[\n[^\[\]{}]*\n *\]")
+
+
+def _in_one_line(found: re.Match[str]) -> str:
+    return re.sub(r"\n *", " ", found[0]).replace("[ ", "[", 1)[:-2] + "]"
 
 
 def read_json(path: Path, expected_format: int | None = None) -> dict[str, Any]:

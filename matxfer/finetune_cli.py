@@ -93,6 +93,13 @@ def finetune(
         str | None,
         typer.Option(help="Table of source structures: to rehearse, and to measure forgetting on."),
     ] = None,
+    keep_predictions: Annotated[
+        int | None,
+        typer.Option(
+            help="At most so many validation and test rows (ids, formulas, values, predictions) "
+            "are kept in the plugin for matxfer report; 0: none (default: 1000)."
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="At most so many passes.")] = None,
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many passes without improvement.")
@@ -161,6 +168,7 @@ def finetune(
         "batch_size": batch_size,
         "readout": readout,
         "transform": transform,
+        "keep_predictions": keep_predictions,
     }
     of_frames = {
         "energy_weight": energy_weight,

@@ -21,6 +21,7 @@ def training_curve(
     best: int | None = None,
     label: str = "",
     title: str | None = None,
+    legend: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw errors after each epoch.
@@ -37,6 +38,8 @@ def training_curve(
         Of the errors, with their unit.
     title
         Above the figure.
+    legend
+        Whether to name the curves.
     ax
         Axes to draw on; ``None``: a new figure.
 
@@ -87,7 +90,8 @@ def training_curve(
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_xlabel("epoch")
         axis.set_ylabel(style.plain(label or "error"))
-        axis.legend()
+        if legend:
+            axis.legend()
         if title:
             axis.set_title(style.plain(title))
     return axis  # type: ignore[no-any-return]

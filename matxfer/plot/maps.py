@@ -158,7 +158,7 @@ def _plane(x: Floats, method: str, seed: int) -> tuple[Floats, tuple[str, str]]:
 
 
 def _points(axis: Any, at: Floats, hue: Floats | None, name: str, kinds: Any) -> None:
-    size = float(np.clip(600 / len(at), 4, 16))
+    size = float(np.clip(1500 / len(at), 5, 20))
     options: dict[str, Any] = {"s": size, "linewidths": 0, "rasterized": len(at) > 3000}
     if hue is not None:
         axis.scatter(*at[~np.isfinite(hue)].T, color=style.MISSING, **options)

@@ -58,7 +58,7 @@ def require_matplotlib() -> None:
         If there is not.
     """
     try:
-        import matplotlib  # noqa: F401, ICN001
+        import matplotlib.figure  # noqa: F401
     except ImportError:
         raise OptionError("figures need matplotlib: pip install 'matxfer[notebook]'") from None
 
@@ -108,7 +108,10 @@ def panels(n: int, width: float = 4.2, height: float = 3.6) -> tuple[Any, list[A
         figure = new_figure(width * n, height)
     except OptionError:
         return None
-    return figure, list(figure.subplots(1, n, squeeze=False)[0])
+    from matplotlib import rc_context
+
+    with rc_context(_RC):
+        return figure, list(figure.subplots(1, n, squeeze=False)[0])
 
 
 def save(figure: Any, path: Path) -> None:

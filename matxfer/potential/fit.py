@@ -260,6 +260,7 @@ def finetune_potential(
         "reference_shift_ev": {str(z): float(shift[z]) for z in np.flatnonzero(shift)},
         "configuration": asdict(config),
         "best_epoch": fit.best_epoch,
+        "history": fit.history,
         "validation_before": before["val"],
         "test_before": before["test"],
         "validation": measure(plugin.potential, packed, "val"),

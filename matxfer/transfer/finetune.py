@@ -7,9 +7,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from matxfer.data.copies import copies_of
 from matxfer.data.store import graph_store
 from matxfer.data.table import PropertyTable, open_table, read_property_table
+from matxfer.errors import OptionError
 from matxfer.files import sha256
 from matxfer.fisher import concentration, total_fisher
 from matxfer.model import DEFAULT_MODEL, Model, load_model
@@ -18,7 +21,13 @@ from matxfer.runtime import keep_large_blocks
 from matxfer.transfer.activations import Activations
 from matxfer.transfer.config import FinetuneConfig
 from matxfer.transfer.freezing import check_depth
-from matxfer.transfer.report import calibrated, figures_of, retention_of
+from matxfer.transfer.report import (
+    calibrated,
+    figures_of,
+    kept_predictions,
+    predicted_parts,
+    retention_of,
+)
 from matxfer.transfer.retention import SourceData
 from matxfer.transfer.strategies import Trial, choose, run_strategy
 from matxfer.transfer.task import Task, make_task
@@ -28,8 +37,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import pandas as pd
+    from numpy.typing import NDArray
 
     from matxfer.transfer.plugin import Plugin
+
+
+#: Rows of validation and of test whose predictions a plugin keeps.
+KEPT_ROWS = 1000
 
 
 def finetune(
@@ -41,6 +55,7 @@ def finetune(
     split_column: str | None = None,
     structure_column: str | None = None,
     source_data: str | Path | pd.DataFrame | None = None,
+    keep_predictions: int = KEPT_ROWS,
     config: FinetuneConfig | None = None,
     on_graphs: Callable[[int], None] | None = None,
     on_trial: Callable[[Trial], None] | None = None,
@@ -66,6 +81,9 @@ def finetune(
     source_data
         Table of source structures: rehearsed by ``replay``; where it has columns of source
         properties, their errors before and after are reported.
+    keep_predictions
+        At most so many validation and test rows are kept in the plugin with their ids, formulas,
+        values and predictions, for its report and figures; 0: none, where values are secret.
     config, **options
         :class:`FinetuneConfig`, or its fields one by one.
     on_graphs
@@ -88,6 +106,8 @@ def finetune(
     """
     keep_large_blocks()
     started = time.monotonic()
+    if keep_predictions < 0:
+        raise OptionError(f"keep_predictions is {keep_predictions}, but must be 0 or more")
     config = replace(config or FinetuneConfig(), **options)
     config = replace(config, strategy=config.implied_strategy())
     base = model if isinstance(model, Model) else load_model(model)
@@ -122,22 +142,23 @@ def finetune(
         trial = run_strategy(task, config, source)
     plugin = trial.plugin
     calibrated(task, plugin)
+    found = predicted_parts(task, plugin)
     plugin.meta = {
         "config": asdict(trial.config),
         "chosen": trial.label,
-        "figures": figures_of(task, plugin),
+        "figures": figures_of(task, plugin, found),
         **trial.facts,
         "retention": retention_of(task, plugin, source),
         "elements": task.elements,
         "data": facts,
         **provenance(time.monotonic() - started),
     }
-    if transforms is not None:
-        plugin.meta["transform_trials"] = transforms
-    if trials:
-        plugin.meta["trials"] = [
-            {"tried": t.label, "val_mae": t.error, "seconds": t.facts["seconds"]} for t in trials
-        ]
+    more = {
+        "transform_trials": transforms,
+        "trials": [_told(each) for each in trials],
+        "predictions": kept_predictions(task, found, data.crystals, keep_predictions),
+    }
+    plugin.meta |= {name: facts for name, facts in more.items() if facts}
     if "ewc" in trial.config.retain and plugin.depth < base.backbone.n_layers:
         plugin.meta["fisher"] = concentration(total_fisher(base.fisher()))
     if output is not None:
@@ -153,8 +174,21 @@ def _data_facts(data: PropertyTable, split_column: str | None, task: Task) -> di
         "split_column": split_column,
         "rows": {part: len(rows) for part, rows in task.parts.items()},
         "rows_excluded": task.excluded,
+        "values": {p: _range(task.values[rows]) for p, rows in task.parts.items() if len(rows)},
         **copies_of(data.source, data.crystals, task.values, task.parts),
     }
+
+
+def _told(trial: Trial) -> dict[str, Any]:
+    """Return what is kept of a trial."""
+    kept = {"tried": trial.label, "val_mae": trial.error}
+    return kept | {k: trial.facts[k] for k in ("seconds", "history") if k in trial.facts}
+
+
+def _range(values: NDArray[np.float64]) -> dict[str, float]:
+    """Return what the values of a part span."""
+    low, middle, high = np.quantile(values, (0.0, 0.5, 1.0))
+    return {"min": float(low), "median": float(middle), "max": float(high)}
 
 
 def _source_data(

@@ -64,9 +64,11 @@ class FinetuneModule(L.LightningModule):
         self.backbone, self.head = plugin.backbone, plugin.head
         self.best_epoch = 0
         self.history: list[float] = []
+        self.train_history: list[float] = []
         self.best_state: dict[str, Tensor] = {}
         self.averaged: dict[str, Tensor] = {}
         self._errors: list[Tensor] = []
+        self._losses: list[Tensor] = []
 
     def outputs(self, batch: PluginBatch) -> Tensor:
         """Return the normalised outputs of all members, (M, B)."""
@@ -80,6 +82,7 @@ class FinetuneModule(L.LightningModule):
     def training_step(self, batch: PluginBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the loss of a batch."""
         loss = (self.outputs(batch) - batch.targets).abs().mean()
+        self._losses.append(loss.detach())
         if self.retention is None:
             return loss
         node = None
@@ -106,6 +109,8 @@ class FinetuneModule(L.LightningModule):
         self._errors = []
         self.log("val_error", error, prog_bar=True)
         self.history.append(float(error * self.head.scaler.std))
+        self.train_history.append(float(torch.stack(self._losses).mean() * self.head.scaler.std))
+        self._losses = []
         if not self.best_state or self.history[-1] < self.history[self.best_epoch]:
             self.best_epoch = self.current_epoch
             kept = self.averaged or self._trained()
@@ -253,7 +258,7 @@ def train_plugin(
     seconds = (time.monotonic() - started) / max(trainer.current_epoch, 1)
     module.cpu().restore_best()
     plugin.eval()
-    return Fit(module.best_epoch, seconds, module.history)
+    return Fit(module.best_epoch, seconds, module.history, module.train_history)
 
 
 def _as_it_is(batch: Any) -> Any:
