@@ -300,7 +300,7 @@ def torch_file():
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_files_are_refused_before_anything_is_loaded(
-    case, original, tiny_model, tmp_path, monkeypatch, run
+    case, original, tiny_model, tmp_path, monkeypatch
 ):
     make, words = HOSTILE[case]
     path = tmp_path / "x.matxfer.zip"
@@ -316,12 +316,21 @@ def test_hostile_files_are_refused_before_anything_is_loaded(
     result = sharing.verify(path)
     assert not result["ok"]
     assert result["problems"][0]["remedy"]
-    code, _, err = run("predict", "x.cif", "--plugin", path)
-    assert (code, err.count("\n")) == (2, 1)
-    assert str(path) in err
-    code, out, _ = run("plugins", "list")
-    assert (code, out.count("\n")) == (0, 2)
+    assert sharing.summary(path).problem
     assert {p.name for p in tmp_path.rglob("*")} == {"x.matxfer.zip"}
+
+
+def test_a_hostile_file_on_the_command_line(original, tmp_path, run):
+    path = tmp_path / "x.matxfer.zip"
+    path.write_bytes(evil_weights(content(original)))
+    for words in (("predict", "x.cif", "--plugin"), ("relax", "x.cif", "-o", "x.db", "--plugin"),
+                  ("plugins", "info"), ("plugins", "unpack"), ("plugins", "pack")):  # fmt: skip
+        code, _, err = run(*words, path)
+        assert code in (0, 2)  # the card reads no weights
+        assert (code == 0) == (words[-1] == "info")
+        assert (err.count("\n"), str(path) in err) == ((0, False) if code == 0 else (1, True))
+    code, out, err = run("plugins", "list")
+    assert (code, out.count("\n"), "(problem)" in out) == (0, 2, False)
 
 
 def test_sizes_are_bounded(folder, tmp_path, monkeypatch, tiny_model):
