@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matxfer.graph import GraphOptions
     from matxfer.model import Model, available_models, load_model
     from matxfer.nn.backbone import Backbone
+    from matxfer.potential.fit import finetune_potential
     from matxfer.prediction import predict
     from matxfer.pyg import CrystalGraph
     from matxfer.transfer.config import FinetuneConfig
@@ -49,6 +50,7 @@ _HOME = {
     "consolidate": "matxfer.transfer.consolidate",
     "evaluate": "matxfer.evaluation",
     "finetune": "matxfer.transfer.finetune",
+    "finetune_potential": "matxfer.potential.fit",
     "load_model": "matxfer.model",
     "load_plugin": "matxfer.transfer.plugin",
     "predict": "matxfer.prediction",
@@ -73,6 +75,7 @@ __all__ = [
     "consolidate",
     "evaluate",
     "finetune",
+    "finetune_potential",
     "load_model",
     "load_plugin",
     "predict",

@@ -34,6 +34,8 @@ from matxfer.transfer.freezing import check_depth, trainable_blocks
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ase import Atoms
+
     from matxfer.potential.frames import Source
 
     Progress = Callable[[int], None]
@@ -45,7 +47,7 @@ FISHER_FRAMES = 500
 
 
 def make_potential(
-    table: Source | Sequence[Source] | Frames,
+    table: Source | Sequence[Source] | Sequence[Atoms] | Frames,
     folder: str | Path,
     *,
     model: str | Path | None = "mp-small",
@@ -179,7 +181,7 @@ def _at_rest(
 
 
 def finetune_potential(
-    table: Source | Sequence[Source] | Frames,
+    table: Source | Sequence[Source] | Sequence[Atoms] | Frames,
     folder: str | Path | None = None,
     *,
     potential: str | Path | Potential = "mp-potential",
