@@ -30,6 +30,7 @@ FLOORS = (
     ("calculator", "output", "estimator"),
     ("benchmark",),
     ("campaign", "relaxation", "dynamics", "domain"),
+    ("probing",),
     (
         *("predict_cli", "simulate_cli", "potential_cli"),
         *("datasets_cli", "plugins_cli", "sources_cli"),
