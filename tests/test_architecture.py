@@ -37,6 +37,7 @@ FLOORS = (
     ),
     ("finetune_cli",),
     ("cli",),
+    ("__main__",),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 #: Where Lightning may appear.

@@ -11,10 +11,12 @@ import torch
 
 from matxfer.errors import OptionError
 from matxfer.model import Model
-from matxfer.nn.network import EdgeGatedNetwork
+from matxfer.nn.registry import build_backbone
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from matxfer.nn.backbone import BackboneModule
 
 #: What is done to a block. ``reinitialised``: the block gets random weights, as before any
 #: training (Zhang, Bengio & Singer, JMLR 23, 67 (2022)). ``permuted``: the entries of each of its
@@ -69,10 +71,10 @@ def architecture(model: Model) -> str:
     return blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def _fresh(model: Model, seed: int) -> EdgeGatedNetwork:
+def _fresh(model: Model, seed: int) -> BackboneModule:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return EdgeGatedNetwork.from_config(model.backbone.config())
+        return build_backbone(model.backbone.config())
 
 
 def _permute(block: nn.Module, seed: int) -> None:
@@ -83,7 +85,7 @@ def _permute(block: nn.Module, seed: int) -> None:
             parameter.copy_(parameter.flatten()[places].view_as(parameter))
 
 
-def _headless(model: Model, network: EdgeGatedNetwork) -> Model:
+def _headless(model: Model, network: BackboneModule) -> Model:
     # Without a checksum nothing of it is kept under the name of the source.
     card = {"name": f"changed {model.name}"}
     return Model(network, [], model.elements, card).eval().requires_grad_(False)
