@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from matxfer.data.batch import GraphLike
     from matxfer.nn.backbone import Features
 
+_log = logging.getLogger(__name__)
 DEFAULT_MODEL = "mp-base"
 WEIGHTS_FILE, _CARD, _FISHER = "model.safetensors", "card.json", "fisher.safetensors"
 
@@ -242,4 +244,5 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FormatError(f"{folder / _CARD}: card and weights disagree ({error})") from error
     model.folder = folder
+    _log.info("model %s: %s, sha256 %s…", model.name, folder, model.checksum[:12])
     return model.eval().requires_grad_(False)
