@@ -48,6 +48,18 @@ class Model(nn.Module):
         Atomic numbers seen in training.
     card
         Everything else that is known of the model: data, figures, licence, command.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> model = matxfer.load_model("mp-small")
+    >>> model
+    Model('mp-small', formation_energy_ev_per_atom, band_gap_ev, bulk_modulus_vrh_gpa, \
+    shear_modulus_vrh_gpa; 192,784 parameters)
+    >>> model.backbone.n_layers, len(model.elements), model.has_fisher
+    (3, 89, True)
+    >>> round(model.card["figures"]["band_gap_ev"]["test"]["mae"], 3)
+    0.191
     """
 
     def __init__(
@@ -150,7 +162,14 @@ def model_folders() -> list[Path]:
 
 
 def available_models() -> list[str]:
-    """Return the names of the shipped models."""
+    """Return the names of the shipped models.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> matxfer.available_models()
+    ['mp-base', 'mp-base-strict', 'mp-potential', 'mp-small']
+    """
     found = {card.parent.name for root in model_folders() for card in root.glob(f"*/{_CARD}")}
     return sorted(found)
 
@@ -224,6 +243,15 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
     FormatError
         If there is no such model, it is a potential, or its files are damaged or of another
         version.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> list(matxfer.load_model("mp-small").heads)[:2]
+    ['formation_energy_ev_per_atom', 'band_gap_ev']
+    >>> matxfer.load_model("mp-large")
+    Traceback (most recent call last):
+    matxfer.files.FormatError: no model 'mp-large': give the folder of a model or one of ...
     """
     folder, card = find_model(name_or_path)
     if is_potential(card):  # its energies would lack the repulsion

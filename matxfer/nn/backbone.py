@@ -35,6 +35,20 @@ class Backbone(Protocol):
     Features after ``k`` layers are resumable: ``run(g, embed(g), 0, L)`` equals
     ``run(g, run(g, embed(g), 0, k), k, L)``. Implementations are ``nn.Module`` whose parameters
     belong to ``blocks()``, in order from the input to the output.
+
+    Examples
+    --------
+    >>> import matxfer, torch
+    >>> from ase.build import bulk
+    >>> backbone = matxfer.load_model("mp-small").backbone
+    >>> isinstance(backbone, torch.nn.Module), [name for name, _ in backbone.blocks()]
+    (True, ['embed', 'layers.0', 'layers.1', 'layers.2'])
+    >>> crystal = matxfer.Crystal.from_ase(bulk("Si"))
+    >>> graph = matxfer.CrystalGraph.from_crystal(crystal, backbone.graph_options)
+    >>> half = backbone.run(graph, backbone.embed(graph), 0, 2)  # frozen layers, once
+    >>> last = backbone.run(graph, half, 2, 3)
+    >>> bool(torch.equal(last.node, backbone.run(graph, backbone.embed(graph), 0, 3).node))
+    True
     """
 
     n_layers: int
