@@ -1,4 +1,6 @@
-"""``python -m matxfer`` is the command ``matxfer``."""
+"""``python -m matxfer``: the same as the command ``matxfer``."""
+
+from __future__ import annotations
 
 from matxfer.cli import main
 

@@ -83,6 +83,18 @@ class MatxferCalculator(Calculator):
         If a model or plugin cannot be read, or a plugin belongs to another model.
     CrystalError
         From ``get_property``, for atoms that are no usable structure.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from matxfer import MatxferCalculator
+    >>> atoms = bulk("Si")
+    >>> atoms.calc = MatxferCalculator("mp-potential")
+    >>> atoms.get_forces().shape, atoms.get_stress().shape
+    ((2, 3), (6,))
+    >>> atoms.calc = MatxferCalculator("mp-small", plugin="bulk-plugin")  # properties, no forces
+    >>> bool(atoms.calc.get_property("bulk_modulus_gpa", atoms) > 0)
+    True
     """
 
     def __init__(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from matxfer.benchmark.cli import app as benchmark_app
+from matxfer.cli_shape import TreeGroup, farewell, in_front, root, silent_log, with_examples
 from matxfer.datasets_cli import app as datasets_app
 from matxfer.domain.cli import shift
 from matxfer.finetune_cli import finetune
@@ -33,13 +36,12 @@ from matxfer.terminal import (
 
 app = typer.Typer(
     name="matxfer",
-    help="Transfer learning for crystals: predict properties of structure files with a pretrained "
-    "network, and fine-tune small plugins for properties of your own.",
-    no_args_is_help=True,
-    add_completion=False,
+    cls=TreeGroup,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.callback()(root)
 app.command()(predict)
 app.command()(relax)
 app.command()(md)
@@ -245,5 +247,10 @@ def main() -> None:
     # Threads that wait should sleep: on a busy machine spinning ones slow a call a hundredfold.
     # Read once by the OpenMP library, so it has to be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with told_in_one_line():
-        app(standalone_mode=True)
+    silent_log()
+    with told_in_one_line(), warnings.catch_warnings():
+        command = with_examples(typer.main.get_command(app))
+        try:
+            command(args=in_front(sys.argv[1:]), prog_name="matxfer", standalone_mode=True)
+        finally:
+            farewell()

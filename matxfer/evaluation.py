@@ -83,6 +83,19 @@ def evaluate(
     TableError
         If the table or a column is missing, no row is left, nothing predicts the target, or the
         plugin predicts in another unit: values are never converted in silence.
+
+    Examples
+    --------
+    ``solids.parquet`` holds elemental solids with their bulk moduli and a column ``split``:
+
+    >>> import matxfer
+    >>> figures = matxfer.evaluate(
+    ...     "solids.parquet", "bulk_modulus_gpa", "bulk-plugin", split_column="split"
+    ... )
+    >>> figures["n"], figures["unit"], figures["excluded"]
+    (6, 'GPa', {})
+    >>> figures["mae"] < 100
+    True
     """
     keep_large_blocks()
     base, plugins = with_base([] if plugin is None else [plugin], model)

@@ -7,10 +7,12 @@ is first resolved to its commit, and everything is fetched at that commit.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from matxfer.data.store import cache_folder
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+_log = logging.getLogger(__name__)
 PREFIX = "hf://"
 #: A file of a plugin is never larger; see :data:`matxfer.plugin_files.LIMITS`.
 MAX_BYTES = 512 << 20
@@ -85,7 +88,9 @@ def local_folder(
         revision = _commit_of(repository, revision, names, _kept(root, name))
     folder = root / revision / name
     if all((folder / file).is_file() for file in names):
+        _log.info("%s@%s: from %s", repository, revision, folder)
         return folder
+    _log.info("%s@%s: fetching from %s", repository, revision, _endpoint() or "the Hub")
     hub = _library()
     part = folder.with_name(f".{name}.{os.getpid()}.part")
     try:
@@ -181,12 +186,13 @@ def send(
 def _library() -> Any:
     """Return ``huggingface_hub``."""
     try:
-        import huggingface_hub
+        library = import_module("huggingface_hub")
     except ImportError:
         raise HubError(
             "the Hub needs huggingface_hub, which is not installed: pip install 'matxfer[hub]'"
         ) from None
-    return huggingface_hub
+    library.utils.disable_progress_bars()  # plugins are small
+    return library
 
 
 def _endpoint() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from matxfer.data.batch import GraphLike
     from matxfer.nn.backbone import BackboneModule, Features
 
+_log = logging.getLogger(__name__)
 DEFAULT_MODEL = "mp-base"
 WEIGHTS_FILE, _CARD, _FISHER = "model.safetensors", "card.json", "fisher.safetensors"
 
@@ -46,6 +48,18 @@ class Model(nn.Module):
         Atomic numbers seen in training.
     card
         Everything else that is known of the model: data, figures, licence, command.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> model = matxfer.load_model("mp-small")
+    >>> model
+    Model('mp-small', formation_energy_ev_per_atom, band_gap_ev, bulk_modulus_vrh_gpa, \
+    shear_modulus_vrh_gpa; 192,784 parameters)
+    >>> model.backbone.n_layers, len(model.elements), model.has_fisher
+    (3, 89, True)
+    >>> round(model.card["figures"]["band_gap_ev"]["test"]["mae"], 3)
+    0.191
     """
 
     def __init__(
@@ -148,7 +162,14 @@ def model_folders() -> list[Path]:
 
 
 def available_models() -> list[str]:
-    """Return the names of the shipped models."""
+    """Return the names of the shipped models.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> matxfer.available_models()
+    ['mp-base', 'mp-base-strict', 'mp-potential', 'mp-small']
+    """
     found = {card.parent.name for root in model_folders() for card in root.glob(f"*/{_CARD}")}
     return sorted(found)
 
@@ -231,6 +252,15 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
         version.
     MissingPackageError
         If its backbone comes with a package that is not installed.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> list(matxfer.load_model("mp-small").heads)[:2]
+    ['formation_energy_ev_per_atom', 'band_gap_ev']
+    >>> matxfer.load_model("mp-large")
+    Traceback (most recent call last):
+    matxfer.files.FormatError: no model 'mp-large': give the folder of a model or one of ...
     """
     folder, card = find_model(name_or_path)
     if is_potential(card):  # its energies would lack the repulsion
@@ -251,4 +281,5 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FormatError(f"{folder / _CARD}: card and weights disagree ({error})") from error
     model.folder = folder
+    _log.info("model %s: %s, sha256 %s…", model.name, folder, model.checksum[:12])
     return model.eval().requires_grad_(False)

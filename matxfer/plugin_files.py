@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import stat
 import zipfile
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+_log = logging.getLogger(__name__)
 WEIGHTS, META = "plugin.safetensors", "plugin.json"
 #: In the order in which a packed file holds them.
 NAMES = (META, WEIGHTS)
@@ -120,6 +122,8 @@ class PluginFiles:
                 "plugin again"
             )
         self.check_weights(meta)
+        how = f"sha256 {meta['sha256'][:12]}…" if "sha256" in meta else "without a checksum"
+        _log.info("plugin %s: %s, %s", self.name, self.path, how)
         try:
             return load(self.content[WEIGHTS])
         except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:

@@ -51,6 +51,19 @@ class CrystalGraph(Data):
         from a :class:`~matxfer.data.packed.PackedGraphs`, which does not keep it, are without.
     y : (1,) float32
         Target, if one was given; (B,) in a batch.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from matxfer import Crystal, CrystalGraph
+    >>> graph = CrystalGraph.from_crystal(Crystal.from_ase(bulk("NaCl", "rocksalt", 5.64)), y=-2.1)
+    >>> graph.z.tolist(), graph.multiplicity.tolist()
+    ([11, 17], [1.0, 1.0])
+    >>> round(float(graph.edge_weight.min()), 2)
+    2.82
+    >>> from torch_geometric.loader import DataLoader
+    >>> next(iter(DataLoader([graph, graph], batch_size=2))).num_graphs
+    2
     """
 
     z: Tensor

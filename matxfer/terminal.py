@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 import warnings
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,9 +32,35 @@ StructureColumn = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
+#: Exit code of a defect of ours, which no user can mend.
+DEFECT = 70
+
+
+@dataclass
+class Voice:
+    """How much is said: ``--quiet`` and ``--debug`` of this command."""
+
+    quiet: bool = False
+    debug: bool = False
+
+
+voice = Voice()
+
+
 def say(text: str) -> None:
-    """Write a line on standard error."""
+    """Write a line on standard error, unless told to be quiet."""
+    if not voice.quiet:
+        typer.echo(text, err=True)
+
+
+def complain(text: str) -> None:
+    """Write a line on standard error that has to be read."""
     typer.echo(text, err=True)
+
+
+def person_looks() -> bool:
+    """Say whether progress is to be shown."""
+    return sys.stderr.isatty() and not voice.quiet
 
 
 def print_json(data: dict[str, Any]) -> None:
@@ -191,7 +219,7 @@ def plain_warnings() -> Iterator[None]:
 @contextmanager
 def counter_on_terminal(what: str) -> Iterator[Callable[[int], None]]:
     """Show a counter on stderr if a person is looking at it."""
-    if not sys.stderr.isatty():
+    if not person_looks():
         yield lambda _: None
         return
     from rich.console import Console
@@ -213,7 +241,7 @@ def download_on_terminal(what: str) -> Iterator[Callable[[int, int | None], None
 
     Yields a function of the bytes so far and, if known, in all.
     """
-    if not sys.stderr.isatty():
+    if not person_looks():
         yield lambda *_: None
         return
     from rich.console import Console
@@ -239,7 +267,7 @@ def progress_on_terminal(what: str, total: int | None) -> Iterator[Callable[[int
 
     Yields a function of the number of rows and of failures since the last call.
     """
-    if not sys.stderr.isatty():
+    if not person_looks():
         yield lambda *_: None
         return
     from rich.console import Console
@@ -284,26 +312,43 @@ def interruptible(advice: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say(f"interrupted{advice}")
+        complain(f"interrupted{advice}")
         raise typer.Exit(130) from None
 
 
 @contextmanager
 def told_in_one_line() -> Iterator[None]:
-    """End the process as a command should: known problems and Ctrl-C in one line on stderr."""
+    """End the process as a command should: problems and Ctrl-C in one line on stderr.
+
+    With ``--debug`` the traceback comes before the line.
+    """
     try:
         yield
     except SystemExit as stop:
         # Typer turns Ctrl-C into exit code 130 without a word.
         if isinstance(getattr(stop.__context__, "__cause__", None), KeyboardInterrupt):
-            say("interrupted")
+            complain("interrupted")
         raise
     except KeyboardInterrupt:
-        say("interrupted")
+        complain("interrupted")
         sys.exit(130)
     except BrokenPipeError:  # the reader of the pipe has seen enough
         sys.stderr.close()
         sys.exit(141)
     except (MatxferError, OSError) as error:
-        say(f"error: {' '.join(str(error).split())}")
+        _show_place()
+        complain(f"error: {' '.join(str(error).split())}")
         sys.exit(2)
+    except Exception as error:  # noqa: BLE001 - a defect of ours
+        _show_place()
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        more = "" if voice.debug else "; --debug shows where"
+        complain(f"error: {told} (unexpected: please report it as a defect of matxfer{more})")
+        sys.exit(DEFECT)
+    finally:
+        voice.quiet = voice.debug = False
+
+
+def _show_place() -> None:
+    if voice.debug:
+        traceback.print_exc()

@@ -38,6 +38,16 @@ def weights_for(
     callable
         For ``weigh`` of :func:`matxfer.evaluate`, which warns where the weights are too uneven to
         be used, and of :func:`matxfer.finetune`, which refuses them.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> from matxfer.domain import weights_for
+    >>> figures = matxfer.evaluate(
+    ...     "solids.parquet", "bulk_modulus_gpa", "bulk-plugin", weigh=weights_for("examples")
+    ... )
+    >>> figures["weighted"]["unit"]
+    'GPa'
     """
     found = read_collection(target, structure_column=structure_column)
     chosen = draw(np.arange(len(found)), sample, seed)

@@ -57,6 +57,20 @@ class Backbone(Protocol):
     ``run(g, run(g, embed(g), 0, k), k, L)``. Implementations are ``nn.Module`` whose parameters
     belong to ``blocks()``, in order from the input to the output: :class:`BackboneModule` has the
     rest, and :func:`matxfer.testing.check_backbone` tells whether a network is one.
+
+    Examples
+    --------
+    >>> import matxfer, torch
+    >>> from ase.build import bulk
+    >>> backbone = matxfer.load_model("mp-small").backbone
+    >>> isinstance(backbone, torch.nn.Module), [name for name, _ in backbone.blocks()]
+    (True, ['embed', 'layers.0', 'layers.1', 'layers.2'])
+    >>> crystal = matxfer.Crystal.from_ase(bulk("Si"))
+    >>> graph = matxfer.CrystalGraph.from_crystal(crystal, backbone.graph_options)
+    >>> half = backbone.run(graph, backbone.embed(graph), 0, 2)  # frozen layers, once
+    >>> last = backbone.run(graph, half, 2, 3)
+    >>> bool(torch.equal(last.node, backbone.run(graph, backbone.embed(graph), 0, 3).node))
+    True
     """
 
     n_layers: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -45,6 +44,7 @@ from matxfer.pretraining.resume import (
 from matxfer.pretraining.sources import SourceData, load_sources
 from matxfer.provenance import provenance
 from matxfer.runtime import keep_large_blocks, quiet_lightning
+from matxfer.terminal import person_looks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -237,7 +237,7 @@ def _trainer(config: PretrainConfig, run_folder: Path, record: RunRecord) -> L.T
     extra += [MovableCheckpoint(run_folder, "best", "val_loss")]
     extra += [MovableCheckpoint(run_folder, "last")]
     options = {
-        "enable_progress_bar": sys.stderr.isatty(),
+        "enable_progress_bar": person_looks(),
         "enable_model_summary": False,
         "log_every_n_steps": 50,
         "gradient_clip_val": config.training.clip_norm,

@@ -69,6 +69,18 @@ class FinetuneConfig:
         ``None``: that of the property; ``"auto"``: chosen on the validation rows.
     seed
         Of initial weights, batch order and, without a split column, the split.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> config = matxfer.FinetuneConfig(strategy="features", features="ridge", seed=1)
+    >>> matxfer.finetune(
+    ...     "solids.parquet", "bulk_modulus_gpa", model="mp-small", config=config
+    ... ).meta["config"]["seed"]
+    1
+    >>> matxfer.FinetuneConfig(features="magic")
+    Traceback (most recent call last):
+    matxfer.errors.OptionError: 'features' is 'magic', but must be one of ...
     """
 
     strategy: str | None = None

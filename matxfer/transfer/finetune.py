@@ -122,6 +122,28 @@ def finetune(
         If the table, a column or a usable row is missing.
     ValueError
         If an option is out of range, or weights are too uneven to be used.
+
+    Examples
+    --------
+    ``solids.parquet`` holds elemental solids with their bulk moduli and a column ``split``:
+
+    >>> import matxfer
+    >>> plugin = matxfer.finetune(
+    ...     "solids.parquet", "bulk_modulus_gpa", "my-plugin", model="mp-small",
+    ...     split_column="split", strategy="features", features="ridge",
+    ... )
+    >>> plugin
+    Plugin('my-plugin': bulk_modulus_gpa on 'mp-small', 3 of 3 layers frozen)
+    >>> plugin.meta["figures"]["test"]["n"]
+    6
+
+    The last layer of the network, held to what its old properties need (EWC):
+
+    >>> held = matxfer.finetune(
+    ...     "solids.parquet", "bulk_modulus_gpa", model="mp-small", freeze=2, retain="ewc", epochs=1
+    ... )
+    >>> sorted(held.meta["retention"]["drift"])[:2]
+    ['band_gap_ev', 'bulk_modulus_vrh_gpa']
     """
     keep_large_blocks()
     started = time.monotonic()

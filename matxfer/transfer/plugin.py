@@ -51,6 +51,14 @@ class Plugin:
         Differences of its layers from the base's as its file holds them, once they are rounded.
     uncertainty
         Spread, intervals and out-of-domain score of its predictions, once they are calibrated.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> plugin = matxfer.load_plugin("bulk-plugin")
+    >>> plugin.target, plugin.depth, plugin.base.name, plugin.meta["data"]["table"]
+    ('bulk_modulus_gpa', 3, 'mp-small', 'solids.parquet')
+    >>> plugin.save("copies/bulk")
     """
 
     def __init__(
@@ -234,6 +242,12 @@ def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
     ------
     FormatError
         If files are missing or damaged, or the base is not the one it was trained on.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> matxfer.load_plugin("bulk-plugin")
+    Plugin('bulk-plugin': bulk_modulus_gpa on 'mp-small', 3 of 3 layers frozen)
     """
     files = read_plugin(path)
     folder, meta = files.path, files.meta()
