@@ -17,7 +17,6 @@ from matxfer.potential_cli import (
     Where,
     finetune_frames,
     potential_of,
-    refuse,
 )
 from matxfer.terminal import (
     AsJson,
@@ -28,6 +27,7 @@ from matxfer.terminal import (
     plain_warnings,
     plugin_lines,
     print_json,
+    refuse,
     say_source,
     say_trial,
     strength_of,

@@ -90,14 +90,6 @@ def potential_of(model: str, target: str | None) -> str | None:
     return model if of_frames else None
 
 
-def refuse(options: dict[str, Any], why: str) -> None:
-    """Raise an :class:`OptionError` if any of the options was given."""
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        names = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise OptionError(f"{names}: {why}")
-
-
 def finetune_frames(
     files: list[str],
     output: str | None,

@@ -73,6 +73,14 @@ def say_trial(trial: Any) -> None:
     say(f"{trial.facts['seconds']:6.1f} s  validation MAE {trial.error:.4g}  {trial.label}")
 
 
+def refuse(options: dict[str, Any], why: str) -> None:
+    """Raise an :class:`OptionError` if any of the options was given."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise OptionError(f"{names}: {why}")
+
+
 def integers(option: str, text: str) -> list[int]:
     """Read numbers with commas between them."""
     try:
