@@ -191,10 +191,10 @@ def candidates(
                 left_out[str(given)] = "a potential, whose plugins learn energies and forces"
                 continue
         base = given if isinstance(given, Model) else load_model(given)
-        name = base.name if base.name not in found else str(given)
-        same = next((n for n, m in found.items() if m.checksum and m.checksum == base.checksum), "")
-        if same:
-            left_out.setdefault(str(given), f"the same weights as {same}")
+        own = base.name if isinstance(given, Model) else str(given)
+        name = base.name if base.name not in found else own
+        if same := [n for n, m in found.items() if m.checksum and m.checksum == base.checksum]:
+            left_out.setdefault(own, f"the same weights as {same[0]}")
             continue
         found[name] = base
     return found, left_out
@@ -256,8 +256,8 @@ class _Contest:
         task = self._task(base, graphs)
         self.unit = task.prop.unit
         found = score_layers(task, task.source(self.config), self.group)
-        rivals = self._rivals(name, task)
-        self.sources.append(self._told(Source(name, found, base, rivals), started))
+        source = self._told(Source(name, found, base), started)
+        self.sources.append(replace(source, rivals=self._rivals(name, task)))
         return ""
 
     def _task(self, base: Model, graphs: PackedGraphs) -> Task:
@@ -282,7 +282,8 @@ class _Contest:
         if shape not in self.shapes:
             started, network = time.monotonic(), untrained(task.base)
             own = f"untrained, shape of {name}"
-            same = replace(task, base=network, activations=Activations(network, task.graphs))
+            kept = Activations(network, task.graphs)
+            same = replace(task, base=network, activations=kept, _axes={})
             found = score_layers(same, None, self.group)
             self.baselines[own] = self._told(Source(own, found, network), started)
             self.shapes[shape] = own
