@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from matxfer.errors import OptionError, StrictError
+from matxfer.notebook import is_watched
 from matxfer.terminal import (
     ModelOfPlugins,
     StructureColumn,
@@ -209,7 +209,7 @@ def _into_file(
     import matxfer.output as out
     from matxfer.output_metadata import describe_prediction
 
-    expected = _expected(inputs) if sys.stderr.isatty() else None
+    expected = _expected(inputs) if is_watched() else None
     facts = describe_prediction(
         predictor.model, predictor.plugins, screen.columns, **screen.choices()
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from matxfer.errors import MatxferError, OptionError
+from matxfer.notebook import is_watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -109,7 +110,7 @@ def plain_warnings() -> Iterator[None]:
 @contextmanager
 def counter_on_terminal(what: str) -> Iterator[Callable[[int], None]]:
     """Show a counter on stderr if a person is looking at it."""
-    if not sys.stderr.isatty():
+    if not is_watched():
         yield lambda _: None
         return
     from rich.console import Console
@@ -131,7 +132,7 @@ def download_on_terminal(what: str) -> Iterator[Callable[[int, int | None], None
 
     Yields a function of the bytes so far and, if known, in all.
     """
-    if not sys.stderr.isatty():
+    if not is_watched():
         yield lambda *_: None
         return
     from rich.console import Console
@@ -157,7 +158,7 @@ def progress_on_terminal(what: str, total: int | None) -> Iterator[Callable[[int
 
     Yields a function of the number of rows and of failures since the last call.
     """
-    if not sys.stderr.isatty():
+    if not is_watched():
         yield lambda *_: None
         return
     from rich.console import Console

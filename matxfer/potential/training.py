@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from matxfer.notebook import is_watched
 from matxfer.potential.errors import ErrorSums, differences
 from matxfer.runtime import keep_large_blocks, quiet_lightning
 from matxfer.transfer.freezing import parameter_groups
@@ -214,7 +214,7 @@ def train_potential(
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
-            enable_progress_bar=sys.stderr.isatty(),
+            enable_progress_bar=is_watched(),
             num_sanity_val_steps=0,
             reload_dataloaders_every_n_epochs=1,
             inference_mode=False,  # forces are gradients

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from matxfer.metrics import predict_rows, regression_metrics
 from matxfer.model import Model
 from matxfer.nn.head import PropertyHead, default_readout
 from matxfer.nn.network import EdgeGatedNetwork
+from matxfer.notebook import is_watched
 from matxfer.pretraining.callbacks import (
     FiniteLoss,
     LearningCurves,
@@ -210,7 +210,7 @@ def _trainer(config: PretrainConfig, run_folder: Path, record: RunRecord) -> L.T
     extra += [MovableCheckpoint(run_folder, "best", "val_loss")]
     extra += [MovableCheckpoint(run_folder, "last")]
     options = {
-        "enable_progress_bar": sys.stderr.isatty(),
+        "enable_progress_bar": is_watched(),
         "enable_model_summary": False,
         "log_every_n_steps": 50,
         "gradient_clip_val": config.training.clip_norm,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import torch
 from lightning.pytorch import callbacks
 from torch.utils.data import DataLoader
 
+from matxfer.notebook import is_watched
 from matxfer.runtime import quiet_lightning
 from matxfer.transfer.freezing import parameter_groups, trainable_blocks
 from matxfer.transfer.readout_training import (
@@ -248,7 +248,7 @@ def train_plugin(
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
-            enable_progress_bar=sys.stderr.isatty(),
+            enable_progress_bar=is_watched(),
             num_sanity_val_steps=0,
             accelerator="cpu" if task.base.device.type == "cpu" else "auto",
             devices=1,
