@@ -13,6 +13,7 @@ from matxfer.data.properties import unit_of
 from matxfer.data.store import graph_store
 from matxfer.data.table import TableError, open_table, read_property_table, require_column
 from matxfer.metrics import regression_metrics
+from matxfer.notebook import told_in_notebook
 from matxfer.runtime import keep_large_blocks
 from matxfer.transfer.bases import with_base
 from matxfer.transfer.plugin import predict_all
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from matxfer.transfer.row_weights import Weigh
 
 
+@told_in_notebook("on_graphs", "building graphs")
 def evaluate(
     table: str | Path | pd.DataFrame,
     target: str,

@@ -18,6 +18,7 @@ from matxfer.files import (
     write_json,
     write_tensors,
 )
+from matxfer.html import card, facts, table
 from matxfer.nn.head import PropertyHead
 from matxfer.nn.registry import MODELS, MissingPackageError, build_backbone, declared, folder_of
 
@@ -129,6 +130,27 @@ class Model(nn.Module):
         size = sum(p.numel() for p in self.parameters())
         return f"Model({self.name!r}, {', '.join(self.heads)}; {size:,} parameters)"
 
+    def _repr_html_(self) -> str:
+        size = sum(p.numel() for p in self.parameters())
+        config = self.backbone.config()
+        about = facts(
+            {
+                "parameters": size,
+                "elements": len(self.elements),
+                "layers": self.backbone.n_layers,
+                "cutoff": f"{config['graph']['cutoff_angstrom']:g} Å",
+                "Fisher information": self.has_fisher,
+                "weights": f"{self.checksum[:12]}…" if self.checksum else None,
+            }
+        )
+        rows = []
+        for name, head in self.heads.items():
+            test = (self.card.get("figures") or {}).get(name, {}).get("test") or {}
+            error, unit = headline_figure(test) if test.get("n") else (None, head.prop.unit)
+            rows.append((name, head.readout.kind, error, unit, test.get("n")))
+        head_row = ("property", "readout", "test MAE", "unit", "n")
+        return card(f"Model {self.name}", about, table(head_row, rows, "Source properties"))
+
     # -- files --------------------------------------------------------------------------------
     def save(self, folder: str | Path, fisher: dict[str, torch.Tensor] | None = None) -> None:
         """Write ``model.safetensors``, ``card.json`` and, if given, ``fisher.safetensors``."""
@@ -152,6 +174,14 @@ class Model(nn.Module):
 
 
 _DERIVED = ("format", "name", "architecture", "heads", "elements", "sha256")
+
+
+def headline_figure(figures: dict[str, Any]) -> tuple[float, str]:
+    """Return a property's error and its unit: of the logarithm where that is what was fitted."""
+    for key, value in figures.items():
+        if key.startswith("mae_log"):
+            return float(value), key.removeprefix("mae_")
+    return float(figures["mae"]), str(figures["unit"])
 
 
 def model_folders() -> list[Path]:

@@ -6,19 +6,11 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from matxfer.files import read_shapes
-from matxfer.model import WEIGHTS_FILE, find_model, is_potential
+from matxfer.model import WEIGHTS_FILE, find_model, headline_figure, is_potential
 from matxfer.nn.registry import BACKBONES, MissingPackageError, declared, origin
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def headline_figure(figures: dict[str, Any]) -> tuple[float, str]:
-    """Return a property's error and its unit: of the logarithm where that is what was fitted."""
-    for key, value in figures.items():
-        if key.startswith("mae_log"):
-            return float(value), key.removeprefix("mae_")
-    return float(figures["mae"]), str(figures["unit"])
 
 
 def size_of(folder: Path) -> tuple[int, float]:

@@ -16,6 +16,7 @@ from matxfer.batch.units import Plan, count_inputs
 from matxfer.batch.work import Setup
 from matxfer.crystal import Crystal, CrystalError
 from matxfer.data.store import available_cpus
+from matxfer.notebook import told_in_notebook
 from matxfer.readers import Entry, crystals_of_table
 from matxfer.runtime import keep_large_blocks
 from matxfer.transfer.bases import with_base
@@ -179,6 +180,7 @@ class Predictor:
             yield dict(zip(self.columns, cells, strict=True))
 
 
+@told_in_notebook("on_progress", "predicting")
 def predict(
     structures: Any,
     plugins: Iterable[str | Path | Plugin] | str | Path | Plugin = (),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from matxfer.errors import MatxferError, OptionError
+from matxfer.notebook import is_watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,7 +61,7 @@ def complain(text: str) -> None:
 
 def person_looks() -> bool:
     """Say whether progress is to be shown."""
-    return sys.stderr.isatty() and not voice.quiet
+    return is_watched() and not voice.quiet
 
 
 def print_json(data: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ MODULES = sorted(ROOT.rglob("*.py"))
 #: Rooms from the ground up: a room may use those below it, and none of its own floor.
 FLOORS = (
     ("errors", "columns"),
-    ("screening",),
+    ("screening", "html"),
+    ("notebook",),
     ("files", "provenance", "runtime", "neighbors", "terminal", "options"),
     ("crystal", "checkpoint"),
     ("graph", "readers"),

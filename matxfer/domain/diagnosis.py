@@ -21,6 +21,7 @@ from matxfer.domain.sample import (
 from matxfer.domain.values import compare_values, like_quantity
 from matxfer.errors import OptionError
 from matxfer.model import Model, load_model
+from matxfer.notebook import told_in_notebook
 from matxfer.runtime import keep_large_blocks
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ class Diagnosis:
             )
 
 
+@told_in_notebook("on_graphs", "building graphs")
 def diagnose(
     source: Any,
     target: Any,

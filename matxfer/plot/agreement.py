@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from matxfer.errors import OptionError
 from matxfer.metrics import regression_metrics
 from matxfer.plot import style
 from matxfer.plot.values import Values, values_of
@@ -87,9 +88,25 @@ def parity(
     found = values_of(
         truth, predicted, data=data, target=target, part=part, lower=lower, upper=upper
     )
+    with style.axes(ax) as axis:
+        top = draw_parity(axis, found, density=density, marginals=marginals, scale=scale)
+        if title:
+            top.set_title(style.plain(title))
+    return axis  # type: ignore[no-any-return]
+
+
+def draw_parity(
+    axis: Any,
+    found: Values,
+    *,
+    density: bool | None = None,
+    marginals: bool = True,
+    scale: str = "auto",
+) -> Any:
+    """Draw parity on axes, see :func:`parity`; return the axes on top, which take the title."""
     shown = found.known("parity")
     logarithmic = _is_logarithmic(shown, scale)
-    with style.axes(ax) as axis:
+    with style.axes(axis):
         limits = _limits(shown, logarithmic)
         if logarithmic:
             axis.set(xscale="log", yscale="log")
@@ -102,10 +119,7 @@ def parity(
             0.04, 0.96, errors_text(found), transform=axis.transAxes, va="top", fontsize=7,
             linespacing=1.3, parse_math=False, zorder=5,
         )  # fmt: skip
-        top = _marginals(axis, shown, logarithmic) if marginals else axis
-        if title:
-            top.set_title(style.plain(title))
-    return axis  # type: ignore[no-any-return]
+        return _marginals(axis, shown, logarithmic) if marginals else axis
 
 
 def errors_text(found: Values) -> str:
@@ -123,8 +137,6 @@ def errors_text(found: Values) -> str:
 
 
 def _is_logarithmic(shown: Values, scale: str) -> bool:
-    from matxfer.errors import OptionError
-
     if scale not in ("auto", "linear", "log"):
         raise OptionError(f"scale is {scale!r}, but must be auto, linear or log")
     positive = bool((shown.truth > 0).all() and (shown.predicted > 0).all())

@@ -121,6 +121,16 @@ def save(figure: Any, path: Path) -> None:
     part.replace(path)
 
 
+def png(figure: Any, dpi: int = 110) -> str:
+    """Return a figure as a PNG in a data address, for a page or a notebook."""
+    import base64
+    import io
+
+    held = io.BytesIO()
+    figure.savefig(held, format="png", dpi=dpi)
+    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode('ascii')}"
+
+
 def plain(text: Any) -> str:
     """Return text that means itself: no formulas between dollar signs, no control characters."""
     return printable(str(text)).replace("$", r"\$")

@@ -16,6 +16,7 @@ from matxfer.errors import OptionError
 from matxfer.files import sha256
 from matxfer.fisher import concentration, total_fisher
 from matxfer.model import DEFAULT_MODEL, Model, load_model
+from matxfer.notebook import told_in_notebook
 from matxfer.provenance import provenance
 from matxfer.runtime import keep_large_blocks
 from matxfer.transfer.activations import Activations
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 KEPT_ROWS = 1000
 
 
+@told_in_notebook("on_trial", "strategies tried")
+@told_in_notebook("on_graphs", "building graphs")
 def finetune(
     table: str | Path | pd.DataFrame | PropertyTable,
     target: str,

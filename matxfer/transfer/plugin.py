@@ -9,12 +9,14 @@ import torch
 
 from matxfer.errors import OptionError
 from matxfer.files import PLUGIN_FORMAT, POTENTIAL_KIND, FormatError
+from matxfer.html import card
 from matxfer.model import Model, check_base, load_model
 from matxfer.nn.ensemble import ReadoutEnsemble
 from matxfer.nn.plugin_head import PluginHead, source_outputs
 from matxfer.plugin_files import read_plugin, write_plugin
 from matxfer.transfer.freezing import adaptable_copy, trainable_names
 from matxfer.transfer.rounding import kept, restored
+from matxfer.transfer.summary import Report, errors_table, overview
 from matxfer.transfer.uncertainty import Uncertainty
 
 if TYPE_CHECKING:
@@ -168,6 +170,27 @@ class Plugin:
             f"Plugin({self.name!r}: {self.target} on {self.base.name!r}, "
             f"{self.depth} of {self.backbone.n_layers} layers frozen)"
         )
+
+    @property
+    def report(self) -> Report:
+        """Errors, intervals, trials and retention, to be printed or shown."""
+        return Report({"name": self.name, **self._facts(), **self.meta})
+
+    def _repr_html_(self) -> str:
+        about = overview(self._facts() | self.meta)
+        return card(f"Plugin {self.name}", about, errors_table(self.meta))
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what is known of a plugin that has not been written yet."""
+        base, prop = self.base, self.head.prop
+        return {
+            "base": {"name": base.name, "sha256": base.checksum},
+            "frozen_depth": self.depth,
+            "target": prop.name,
+            "unit": prop.unit,
+            "transform": prop.transform,
+            "head": {"property": prop.to_json()},
+        }
 
     # -- files --------------------------------------------------------------------------------
     def save(self, folder: str | Path) -> None:
