@@ -13,12 +13,14 @@ from matxfer.data.store import graph_store
 from matxfer.model import Model
 from matxfer.nn.feature_readout import FeatureReadout
 from matxfer.probing.composition import KINDS as COMPOSITIONS
-from matxfer.probing.composition import composition_features
-from matxfer.probing.networks import architecture, changed, untrained
+from matxfer.probing.composition import features_of
+from matxfer.probing.networks import architecture, changed
+from matxfer.transfer import affinity
 from matxfer.transfer.activations import Activations
+from matxfer.transfer.baselines import untrained
 from matxfer.transfer.config import FinetuneConfig
 from matxfer.transfer.features import METHODS as SIMPLE
-from matxfer.transfer.features import fit_features
+from matxfer.transfer.features import fit_features, principal_axes
 from matxfer.transfer.report import predicted
 from matxfer.transfer.strategies import run_strategy
 from matxfer.transfer.task import make_task
@@ -45,6 +47,10 @@ METHODS = (*SIMPLE, "readouts", "finetune")
 #: target; and features of the composition.
 RANDOM, SCRATCH = "random weights", "scratch"
 NO_SOURCES = (RANDOM, SCRATCH, *COMPOSITIONS)
+#: Affinity without training, on normalised targets, the larger the better: centred alignment of
+#: the fingerprints' kernel with the targets, leave-one-out errors of the mean of five neighbours
+#: and of ridge regression (negative), logarithm of the evidence of a linear model.
+SCORES = ("kernel alignment", "nearest neighbours", "ridge", "LogME")
 #: The simple model where the method trains networks and there is none to train.
 _DEFAULT = "kernel_ridge"
 
@@ -93,6 +99,7 @@ class Cells:
             "constant": float(np.abs(truth[task.parts["test"]] - centre).mean()),
             "train_rows": len(task.parts["train"]),
             "test_rows": len(task.parts["test"]),
+            "scores": self._scores(task, run),
             "seconds": round(time.monotonic() - started, 3),
         }
 
@@ -132,16 +139,24 @@ class Cells:
             self._latest = (key, Activations(made, graphs))
         return self._latest[1]
 
+    def _scores(self, task: Task, run: Run) -> dict[str, float] | None:
+        """Return the affinity scores of frozen features, of the training rows alone."""
+        if run["source"] == SCRATCH or run["way"] is not None:
+            return None
+        return affinity_scores(task, self._features(task, run))
+
+    def _features(self, task: Task, run: Run) -> Tensor:
+        """Return fingerprints (G, D) of all rows."""
+        if run["source"] in COMPOSITIONS:
+            return features_of(run["source"], task.graphs)
+        return task.inputs(FeatureReadout.kind, (run["depth"],))
+
     def _errors(self, task: Task, run: Run) -> tuple[float, float]:
         method, depth, seed = run["method"], run["depth"], _draw(run)
         if run["source"] == SCRATCH:
             config = FinetuneConfig(strategy="scratch", seed=seed)
         elif method in SIMPLE:
-            if run["source"] in COMPOSITIONS:
-                inputs = composition_features(run["source"], task.graphs)
-            else:
-                inputs = task.inputs(FeatureReadout.kind, (depth,))
-            return simple_errors(task, inputs, method, seed)
+            return simple_errors(task, self._features(task, run), method, seed)
         else:
             # A start from the source's own prediction would tell of all its layers.
             config = FinetuneConfig("finetune", depth, difference=False, seed=seed)
@@ -183,6 +198,25 @@ def simple_errors(task: Task, inputs: Tensor, method: str, seed: int = 0) -> tup
             fitted = scaler.fitted(output, graphs).double().numpy()
         errors.append(float(np.abs(scaler.to_unit(fitted) - task.values[rows]).mean()))
     return errors[0], errors[1]
+
+
+def affinity_scores(task: Task, inputs: Tensor) -> dict[str, float] | None:
+    """Return how well features (G, D) explain the target, in closed form: see :data:`SCORES`.
+
+    ``None`` for features that are the same for all crystals.
+    """
+    rows, scaler = task.parts["train"], task.scaler(None)
+    y = task.targets(scaler, None)[rows].astype(np.float64)
+    centre, project = principal_axes(inputs, rows)
+    x = (inputs[torch.from_numpy(rows)].double().numpy() - centre) @ project
+    if not np.ptp(x, axis=0).any():
+        return None
+    return {
+        "kernel alignment": affinity.target_alignment(x @ x.T, y),
+        "nearest neighbours": float(-np.abs(affinity.nearest_neighbour_residuals(x, y)).mean()),
+        "ridge": float(-np.abs(affinity.ridge_residuals(x, y)).mean()),
+        "LogME": affinity.log_evidence(x, y),
+    }
 
 
 def _draw(run: Run) -> int:

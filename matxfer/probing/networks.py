@@ -1,4 +1,4 @@
-"""Networks to compare a source with: random weights, and layers reset, shuffled or kept alone."""
+"""Networks with one layer changed: reset, shuffled, or the only one that is kept."""
 
 from __future__ import annotations
 
@@ -11,23 +11,16 @@ import torch
 
 from matxfer.errors import OptionError
 from matxfer.model import Model
-from matxfer.nn.registry import build_backbone
+from matxfer.transfer.baselines import untrained
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from matxfer.nn.backbone import BackboneModule
 
 #: What is done to a block. ``reinitialised``: the block gets random weights, as before any
 #: training (Zhang, Bengio & Singer, JMLR 23, 67 (2022)). ``permuted``: the entries of each of its
 #: tensors change places, so that their sizes stay and what they mean is lost. ``alone``: all other
 #: blocks get random weights.
 WAYS = ("reinitialised", "permuted", "alone")
-
-
-def untrained(model: Model, seed: int) -> Model:
-    """Return a model of the same shape with random weights and no heads."""
-    return _headless(model, _fresh(model, seed))
 
 
 def changed(model: Model, block: int, way: str, seed: int) -> Model:
@@ -49,7 +42,7 @@ def changed(model: Model, block: int, way: str, seed: int) -> Model:
     """
     if way not in WAYS:
         raise OptionError(f"a layer can be {', '.join(WAYS)}, but not {way!r}")
-    network, fresh = deepcopy(model.backbone), _fresh(model, seed)
+    network, fresh = deepcopy(model.backbone), untrained(model, seed).backbone
     blocks = [b for _, b in network.blocks()]
     random = [b for _, b in fresh.blocks()]
     if way == "permuted":
@@ -57,7 +50,9 @@ def changed(model: Model, block: int, way: str, seed: int) -> Model:
     for k in range(len(blocks)):
         if (way == "reinitialised") == (k == block) and way != "permuted":
             blocks[k].load_state_dict(random[k].state_dict())
-    return _headless(model, network)
+    # Without a checksum nothing of it is kept under the name of the source.
+    card = {"name": f"{model.name}, {block_names(model)[block]} {way}"}
+    return Model(network, [], model.elements, card).eval().requires_grad_(False)
 
 
 def block_names(model: Model) -> list[str]:
@@ -71,21 +66,9 @@ def architecture(model: Model) -> str:
     return blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def _fresh(model: Model, seed: int) -> BackboneModule:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_backbone(model.backbone.config())
-
-
 def _permute(block: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in block.parameters():
             places = torch.randperm(parameter.numel(), generator=generator)
             parameter.copy_(parameter.flatten()[places].view_as(parameter))
-
-
-def _headless(model: Model, network: BackboneModule) -> Model:
-    # Without a checksum nothing of it is kept under the name of the source.
-    card = {"name": f"changed {model.name}"}
-    return Model(network, [], model.elements, card).eval().requires_grad_(False)

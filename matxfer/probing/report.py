@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING, Any
 
 from matxfer.benchmark.markdown import Table
@@ -29,6 +30,7 @@ def tables(found: TransferMap) -> list[Table]:
         _structure(found),
         _layers(found),
         _groups(found),
+        _affinity(found),
         _curves(found),
     ]
     return [table for table in made if table.rows]
@@ -166,6 +168,36 @@ def _groups(found: TransferMap) -> Table:
         facts = (first["unit"], group, first["test_rows"], f"{first['constant_mae']:.4g}")
         table.rows.append((target, *facts, *(cells[s] for s in sources)))
     return table
+
+
+def _affinity(found: TransferMap) -> Table:
+    table = Table(
+        "Affinity without training against the measured gain",
+        ("target", "score", "ρ over cells", "cells", "p", "ρ over sources", "pick", "regret"),
+        note="Spearman's ρ of a score of the training rows and the gain on test rows; cells: all "
+        "sources, random weights and depths. pick: the source of the largest score; regret: by "
+        "which share its test error is above that of the best source.",
+    )
+    for row in found.affinity:
+        rho, p = (_two(row[name]) for name in ("rank_correlation", "of_sources"))
+        chance = _DASH if row["p_value"] is None else f"{row['p_value']:.1g}"
+        facts = (row["target"], row["score"], rho, row["n"], chance, p, row["pick"])
+        table.rows.append((*facts, f"{row['regret']:.1%}"))
+    for score, rows in by(found.affinity, lambda r: r["score"]).items():
+        if len(rows) > 1:
+            rho, p = (_mean(rows, name) for name in ("rank_correlation", "of_sources"))
+            regret = statistics.mean(row["regret"] for row in rows)
+            table.rows.append(("mean", score, rho, "", "", p, "", f"{regret:.1%}"))
+    return table
+
+
+def _mean(rows: Sequence[Row], name: str) -> str:
+    known = [row[name] for row in rows if row[name] is not None]
+    return _two(statistics.mean(known) if known else None)
+
+
+def _two(value: float | None) -> str:
+    return _DASH if value is None else f"{value:.2f}"
 
 
 def _curves(found: TransferMap) -> Table:

@@ -13,10 +13,11 @@ import numpy as np
 
 from matxfer.benchmark import figures
 from matxfer.files import write_json
-from matxfer.probing.cells import RANDOM, SCRATCH
+from matxfer.probing.cells import RANDOM, SCORES, SCRATCH
 from matxfer.probing.composition import KINDS as COMPOSITIONS
 from matxfer.probing.intervals import NEGATIVE, Gain, paired_gain, paired_share
 from matxfer.probing.networks import architecture, block_names
+from matxfer.probing.prediction import affinity_rows, mean_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -47,6 +48,9 @@ class TransferMap:
         One row per target and source: gain over the best features of the composition alone.
     groups
         Left-out groups: test errors, one row per target, group and source.
+    affinity
+        One row per target and score that needs no training: its rank correlation with the measured
+        gain, see :func:`matxfer.probing.prediction.affinity_rows`.
     settings
         How it was measured.
     told
@@ -57,6 +61,7 @@ class TransferMap:
     layers: list[Row] = field(default_factory=list)
     structure: list[Row] = field(default_factory=list)
     groups: list[Row] = field(default_factory=list)
+    affinity: list[Row] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
 
@@ -83,11 +88,18 @@ class TransferMap:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "transfer_map.json", json.loads(json.dumps(self.to_json())))
-        figures.write_csv(self.cells, folder / "transfer_map.csv")
+        flat = [_flat(row) for row in self.cells]
+        figures.write_csv(flat, folder / "transfer_map.csv")
         part = folder / ".transfer_map.parquet.part"
-        pd.DataFrame(self.cells).to_parquet(part)
+        pd.DataFrame(flat).to_parquet(part)
         part.replace(folder / "transfer_map.parquet")
         return draw(self, folder / "transfer_map.png")
+
+
+def _flat(row: Row) -> Row:
+    """Return a cell with a column for each score."""
+    scores = row["scores"] or dict.fromkeys(SCORES)
+    return {k: v for k, v in row.items() if k != "scores"} | scores
 
 
 class _Records:
@@ -136,8 +148,10 @@ def summarised(probe: Probe, records: Sequence[Record]) -> TransferMap:
         for rows in probe.sizes
         for row in _cells_of(probe, found, name, rows)
     ]
-    layers, structure, groups = [], [], []
+    layers, structure, groups, affinity = [], [], [], []
     for name in probe.targets:
+        mine = [r for r in cells if r["target"] == name and r["rows"] == probe.sizes[-1]]
+        affinity += affinity_rows(mine, name)
         for source in probe.sources:
             layers += _layers_of(probe, found, name, source)
             structure += _structure_of(probe, found, name, source)
@@ -154,7 +168,7 @@ def summarised(probe: Probe, records: Sequence[Record]) -> TransferMap:
         "seconds": round(sum(record["seconds"] for record in records), 1),
         "n_cells": len(records),
     }
-    return TransferMap(cells, layers, structure, groups, settings, probe.told)
+    return TransferMap(cells, layers, structure, groups, affinity, settings, probe.told)
 
 
 def _overlap(probe: Probe, target: str) -> float:
@@ -229,6 +243,7 @@ def _cell(
         "constant_mae": statistics.mean(errors(records, "constant")),
         "reference_mae": statistics.mean(base),
         **_gain_row(gain),
+        "scores": None if depth is None else mean_scores(records),
     }
 
 
