@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matxfer.estimator.regressor import TransferRegressor
     from matxfer.evaluation import evaluate
     from matxfer.graph import GraphOptions
+    from matxfer.invariance.callback import DomainInvariance
     from matxfer.model import Model, available_models, load_model
     from matxfer.nn.backbone import Backbone
     from matxfer.prediction import predict
@@ -36,6 +37,7 @@ _HOME = {
     "Crystal": "matxfer.crystal",
     "CrystalError": "matxfer.crystal",
     "CrystalGraph": "matxfer.pyg",
+    "DomainInvariance": "matxfer.invariance.callback",
     "FinetuneConfig": "matxfer.transfer.config",
     "GraphOptions": "matxfer.graph",
     "MatxferCalculator": "matxfer.calculator",
@@ -59,6 +61,7 @@ __all__ = [
     "Crystal",
     "CrystalError",
     "CrystalGraph",
+    "DomainInvariance",
     "FinetuneConfig",
     "GraphOptions",
     "MatxferCalculator",

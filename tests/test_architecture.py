@@ -20,7 +20,7 @@ FLOORS = (
     ("data", "pyg"),
     ("nn", "skin", "datasets"),
     ("model",),
-    ("fisher", "metrics", "model_card"),
+    ("fisher", "metrics", "model_card", "invariance"),
     ("pretraining", "transfer"),
     ("potential",),
     ("batch", "forcefield"),
@@ -36,6 +36,7 @@ FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 #: Where Lightning may appear.
 TRAINING = {
     "matxfer.checkpoint",
+    "matxfer.invariance.callback",
     "matxfer.potential.training",
     "matxfer.pretraining.callbacks",
     "matxfer.pretraining.module",

@@ -55,6 +55,10 @@ def config_identity(config: PretrainConfig) -> dict[str, Any]:
     for key in ("folder", "card", "name"):
         tree.pop(key)
     tree["training"].pop("fisher_samples")
+    if tree["invariant"] is None:  # as before there was such a thing
+        tree.pop("invariant")
+    else:
+        tree["invariant"].pop("table")
     for source in [*tree["sources"], *tree["exclude"]]:
         source.pop("table")  # what counts is in the file, not where it lies
     trainer = {"precision": "32-true", **config.trainer}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from matxfer.data.copies import copies_of
 from matxfer.data.store import graph_store
 from matxfer.data.table import PropertyTable, open_table, read_property_table
+from matxfer.errors import OptionError
 from matxfer.files import sha256
 from matxfer.fisher import concentration, total_fisher
 from matxfer.model import DEFAULT_MODEL, Model, load_model
@@ -22,7 +24,7 @@ from matxfer.transfer.report import calibrated, figures_of, retention_of
 from matxfer.transfer.retention import SourceData
 from matxfer.transfer.row_weights import weighed
 from matxfer.transfer.strategies import Trial, choose, run_strategy
-from matxfer.transfer.task import Task, make_task
+from matxfer.transfer.task import FEWEST_ROWS, Task, make_task
 from matxfer.transfer.transforms import choose_transform
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from matxfer.crystal import Crystal
     from matxfer.transfer.plugin import Plugin
     from matxfer.transfer.row_weights import Weigh
 
@@ -44,6 +47,7 @@ def finetune(
     structure_column: str | None = None,
     source_data: str | Path | pd.DataFrame | None = None,
     weigh: Weigh | None = None,
+    invariant_for: str | Path | pd.DataFrame | Sequence[Crystal] | None = None,
     config: FinetuneConfig | None = None,
     on_graphs: Callable[[int], None] | None = None,
     on_trial: Callable[[Trial], None] | None = None,
@@ -72,6 +76,8 @@ def finetune(
     weigh
         Says how much each row counts, such as :func:`matxfer.domain.weights_for`: rows that
         resemble the structures to be predicted count more (:mod:`matxfer.transfer.row_weights`).
+    invariant_for
+        Table, or crystals, of structures to be predicted, for the option ``invariant``.
     config, **options
         :class:`FinetuneConfig`, or its fields one by one.
     on_graphs
@@ -114,6 +120,7 @@ def finetune(
     activations = Activations(base, store.graphs)
     task = make_task(base, data, target, store.graphs, activations, config.transform)
     facts = _data_facts(data, split_column, task)
+    task = replace(task, candidates=_candidates(invariant_for, config, base, on_graphs))
     task, weights = weighed(task, weigh)
     transforms = None
     if config.transform == "auto":
@@ -167,13 +174,50 @@ def _data_facts(data: PropertyTable, split_column: str | None, task: Task) -> di
     }
 
 
+def _candidates(
+    given: str | Path | pd.DataFrame | Sequence[Crystal] | None,
+    config: FinetuneConfig,
+    base: Model,
+    on_graphs: Callable[[int], None] | None,
+) -> SourceData | None:
+    """Return the structures that features shall resemble; refuse where they cannot."""
+    if config.invariant == "none":
+        if given is not None:
+            raise OptionError("structures for invariant features need a method: grl, coral or mmd")
+        return None
+    if given is None:
+        raise OptionError(
+            f"{config.invariant} needs structures to be predicted (--invariant-for, or "
+            "invariant_for=…): features shall resemble theirs"
+        )
+    frozen = config.strategy == "finetune" and config.freeze == base.backbone.n_layers
+    if frozen or config.strategy in ("features", "correction"):
+        raise OptionError(
+            f"{config.invariant} changes features of layers that are trained, but here all are "
+            "frozen; free some (--freeze K with a smaller K) or leave it out"
+        )
+    found = _source_data(given, base, on_graphs)
+    usable = (found.graphs.nodes_per_graph > 0) & ~found.graphs.has_elements_outside(base.elements)
+    if usable.sum() < FEWEST_ROWS:
+        raise OptionError(
+            f"{config.invariant} needs at least {FEWEST_ROWS} usable structures to be predicted, "
+            f"but there are {int(usable.sum())} of {len(usable)}"
+        )
+    return found
+
+
 def _source_data(
-    table: str | Path | pd.DataFrame, base: Model, on_graphs: Callable[[int], None] | None
+    table: str | Path | pd.DataFrame | Sequence[Crystal],
+    base: Model,
+    on_graphs: Callable[[int], None] | None,
 ) -> SourceData:
-    """Read a table of source structures with the source properties that it knows."""
+    """Read a table of structures with the source properties that it knows."""
     from matxfer.data.table import crystals_or_errors
     from matxfer.readers import crystals_of_table
 
+    if isinstance(table, Sequence) and not isinstance(table, str):
+        graphs = graph_store(table, base.backbone.graph_options, on_progress=on_graphs).graphs
+        return SourceData(graphs, Activations(base, graphs), {})
     frame, name = open_table(table)
     known = [target for target in base.heads if target in frame.columns]
     if known:
