@@ -416,7 +416,7 @@ def test_pretraining_options(tables):
 
 def test_another_method_is_not_the_run_to_resume(tables):
     pretraining(tables, "a", epochs=1, method="mmd")
-    with pytest.raises(TrainingError, match=r"invariant\.strength = 1\.0"):
+    with pytest.raises(TrainingError, match=r"training\.invariant\.strength = 1\.0"):
         pretraining(tables, "a", resume=True, epochs=1, method="mmd", strength=2.0)
-    with pytest.raises(TrainingError, match=r"invariant\.method = 'mmd'"):
+    with pytest.raises(TrainingError, match=r"training\.invariant\.method = 'mmd'"):
         pretraining(tables, "a", resume=True, epochs=1)
