@@ -14,6 +14,7 @@ from matxfer.domain.cli import shift
 from matxfer.finetune_cli import finetune
 from matxfer.potential_cli import potential
 from matxfer.predict_cli import predict
+from matxfer.report.cli import report
 from matxfer.simulate_cli import md, relax
 from matxfer.terminal import (
     AsJson,
@@ -43,6 +44,7 @@ app.command()(md)
 app.command()(finetune)
 app.command()(potential)
 app.command()(shift)
+app.command()(report)
 app.add_typer(benchmark_app)
 app.add_typer(datasets_app)
 

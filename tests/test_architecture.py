@@ -30,6 +30,7 @@ FLOORS = (
     ("output_structures",),
     ("calculator", "output", "benchmark", "estimator"),
     ("campaign", "relaxation", "dynamics", "domain"),
+    ("report",),
     ("predict_cli", "simulate_cli", "potential_cli", "datasets_cli"),
     ("finetune_cli",),
     ("cli",),

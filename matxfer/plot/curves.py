@@ -82,7 +82,8 @@ def training_curve(
         if best is not None and 0 <= best < len(first):
             axis.plot(
                 [best + 1], [first[best]], linestyle="none", marker="o", markersize=5, zorder=4,
-                color=style.COLOURS[0], markeredgecolor="black", label=f"kept: epoch {best + 1}",
+                color=style.COLOURS[0], markeredgecolor=style.ink(),
+                label=f"kept: epoch {best + 1}",
             )  # fmt: skip
         if positive:
             axis.set_yscale("log")

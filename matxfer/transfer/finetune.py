@@ -134,7 +134,7 @@ def finetune(
     if config.transform == "auto":
         task, transforms = choose_transform(task, config)
         config = replace(config, transform=task.prop.transform)
-    source = None if source_data is None else _source_data(source_data, base, on_graphs)
+    source = None if source_data is None else read_source_data(source_data, base, on_graphs)
     if output is not None:  # better now than after the training
         Path(output).mkdir(parents=True, exist_ok=True)
 
@@ -194,7 +194,7 @@ def _range(values: NDArray[np.float64]) -> dict[str, float]:
     return {"min": float(low), "median": float(middle), "max": float(high)}
 
 
-def _source_data(
+def read_source_data(
     table: str | Path | pd.DataFrame, base: Model, on_graphs: Callable[[int], None] | None
 ) -> SourceData:
     """Read a table of source structures with the source properties that it knows."""
