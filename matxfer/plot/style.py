@@ -24,7 +24,7 @@ SEQUENTIAL = "viridis"
 MISSING, GUIDE = "#D4D4D4", "0.55"
 #: One column of a journal, in inches.
 WIDTH, HEIGHT = 3.3, 2.7
-_LONGEST = 100
+_LONGEST = 60
 #: Settings of matplotlib under which every figure is drawn.
 RC: Any = {
     "font.size": 8,

@@ -10,6 +10,7 @@ from matxfer.plot.elements import periodic_table
 from matxfer.plot.style import quantity
 from matxfer.report.drawing import drawn
 from matxfer.report.parts import figure, listed, missing
+from matxfer.report.record import ALL
 from matxfer.transfer.summary import overview
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def headline(record: Record) -> str:
         figures = (meta.get("figures") or {}).get(part) or {}
         if figures.get("n"):
             unit = f" {figures['unit']}" if figures.get("unit") else ""
-            return f"MAE {float(figures['mae']):.3g}{unit} on {int(figures['n']):,} {part} rows"
+            of = "" if part == ALL else f"{part} "
+            return f"MAE {float(figures['mae']):.3g}{unit} on {int(figures['n']):,} {of}rows"
     if record.is_potential and meta.get("test"):
         error = meta["test"].get("forces_mae_ev_per_a")
         return "" if error is None else f"forces MAE {float(error):.3g} eV/Å on test frames"
@@ -70,19 +72,18 @@ def data_section(record: Record) -> Any:
     if not data:
         return missing("plugin.json says nothing of the data")
     name = data.get("table") or data.get("frames")
-    leak = data.get("leak") or {}
     about = {
         "table": name,
         "SHA-256": tag("code", data["sha256"]) if data.get("sha256") else None,
-        "split": data.get("split_column") or "at random, materials kept together",
+        "split": data.get("split_column") or "at random",
         "left out": listed(data.get("rows_excluded")) or "nothing",
-        "copies of materials": data.get("copies"),
-        "materials in two parts of the split": (
-            f"{leak.get('val', 0)} of val, {leak.get('test', 0)} of test: their errors flatter"
-            if leak.get("val") or leak.get("test")
-            else "none"
-        ),
     }
+    if "copies" in data:
+        about["copies of materials"] = data["copies"]
+    if "leak" in data:
+        val, test = (data["leak"].get(part, 0) for part in ("val", "test"))
+        told = f"{val} of val, {test} of test: their errors flatter" if val or test else "none"
+        about["materials in two parts of the split"] = told
     values = data.get("values") or {}
     target, unit = meta.get("target"), meta.get("unit")
     of = f" ({unit})" if unit else ""
@@ -105,7 +106,7 @@ def data_section(record: Record) -> Any:
 
         symbols = ", ".join(chemical_symbols[z] for z in sorted(numbers))
         picture = drawn("elements", f"periodic table: {symbols}", draw, 4.2, 2.2)
-        parts.append(figure(picture, f"{len(numbers)} elements occur in the training rows."))
+        parts.append(figure(picture, f"Elements of the training rows ({len(numbers)})."))
     return join(parts)
 
 

@@ -73,9 +73,13 @@ def drawn(
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Keep matplotlib from telling of letters that its font lacks: the browser has them."""
+    """Keep matplotlib from telling of letters that its font lacks, and of labels without room.
+
+    The browser has the letters, and labels that are too long are a stranger's.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing")
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
         yield
 
 

@@ -28,6 +28,7 @@ _MOST_POINTS = 4000
 _WORST = 10
 #: So many trials of ``auto`` are drawn.
 _CURVES = 6
+_NONE = "The plugin keeps no predictions, see above."
 _KEEP = "made before matxfer kept them, or with --keep-predictions 0"
 
 
@@ -115,6 +116,8 @@ def _padded(words: Sequence[str], n: int) -> Sequence[str]:
 
 def elements_section(record: Record) -> Any:
     """Return the mean absolute errors of the materials that hold each element."""
+    if not record.meta.get("predictions"):
+        return missing(_NONE)
     part, found = known_parts(record)[0]
     usable = found.known(part)
 
@@ -133,6 +136,8 @@ def elements_section(record: Record) -> Any:
 
 def calibration_section(record: Record) -> Any:
     """Return the coverage of the intervals at every level."""
+    if not record.meta.get("predictions"):
+        return missing(_NONE)
     parts = dict(known_parts(record))
     part = next(iter(parts))
     found, reference = parts[part], None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,10 +203,13 @@ def compare_with_source(
     if target is None:
         record.notes.append("The domain gap needs the target's structures too (--data).")
         return
-    record.diagnosis = diagnose(
-        frame, target, column=plugin.target, model=plugin.base, sample=sample,
+    rows, of = open_table(target)
+    found = diagnose(
+        frame, rows, column=plugin.target, model=plugin.base, sample=sample,
         structure_column=structure_column, on_graphs=on_progress,
     )  # fmt: skip
+    # Folders are the user's business, and the page is for others.
+    record.diagnosis = replace(found, source_name=Path(name).name, target_name=Path(of).name)
 
 
 def load_for(

@@ -89,4 +89,4 @@ def _diagnosed(found: Any) -> Markup:
             "How much more often an element occurs in the target.",
         ),
     )
-    return join([tag("p", tag("strong", found.verdict)), shown, tag("pre", "\n".join(lines))])
+    return join([tag("p", found.verdict), shown, tag("pre", "\n".join(lines))])

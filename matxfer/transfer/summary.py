@@ -103,9 +103,11 @@ def trials_table(meta: dict[str, Any]) -> Markup | None:
     if not meta.get("trials"):
         return None
     rows = []
+    named = [t for t in meta["trials"] if t["tried"] == meta.get("chosen")]
+    best = min(named, key=lambda trial: float(trial["val_mae"]), default=None)
     for trial in meta["trials"]:
         name: Any = trial["tried"]
-        if name == meta.get("chosen"):
+        if trial is best:  # a mean of two readouts may be called as one of them
             name = tag("strong", f"{name} (chosen)")
         rows.append((name, trial["val_mae"], trial.get("seconds")))
     return table(("tried", "validation MAE", "seconds"), rows, "Strategies tried")
