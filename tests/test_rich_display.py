@@ -80,6 +80,13 @@ def test_a_report_has_trials_retention_and_a_figure(plugin):
     for name in report.retention["drift"]:
         assert name in cells.texts
     assert len(report.trials) > 3
+    from matxfer.plot.curves import curves_of
+
+    curves, _, label = curves_of(plugin.meta)
+    trained = [f"trial {k}" for k, t in enumerate(report.trials, 1) if "history" in t]
+    assert set(curves) <= {"validation", "training", *trained}
+    assert len([name for name in curves if name.startswith("trial")]) >= len(trained) - 1
+    assert label == "MAE (K)"
     assert "test MAE" in repr(report)
     assert str(report).splitlines()[0] == f"chosen: {plugin.meta['chosen']}"
     # Without the rows there is no figure, and without anything there is a title.

@@ -185,7 +185,9 @@ def _of_plugins(
     source, target, groups, strengths = [], [], [], []
     unit = ""
     for plugin in list(plugins):
-        meta = plugin.meta
+        meta = getattr(plugin, "meta", None)
+        if not isinstance(meta, dict):
+            raise OptionError("give changes of the source errors and target errors, or plugins")
         errors = meta.get("retention", {}).get("source_error") or {}
         changes = [entry["change"] for entry in errors.values() if entry["change"] is not None]
         if not changes:

@@ -177,26 +177,14 @@ def training_section(record: Record) -> Any:
     if not any(len(values) for values in curves.values()):
         note = missing("No learning curve: nothing was trained epoch by epoch, or it was not kept.")
         return join([tried or "", note])
-    named = {}
-    for k, (name, values) in enumerate(curves.items()):
-        if k < _CURVES:
-            own = name in ("validation", "training")
-            named[name if own else _letter(k)] = values
+    drawn_of = dict(list(curves.items())[:_CURVES])
 
     def draw(axis: Any) -> None:
-        training_curve(named, best=best, label=label, ax=axis)
+        training_curve(drawn_of, best=best, label=label, ax=axis)
 
-    others = [
-        f"{_letter(k)}: {name}"
-        for k, name in enumerate(list(curves)[:_CURVES])
-        if name not in ("validation", "training")
-    ]
-    caption = "Error after each epoch. " + "; ".join(others)
+    numbered = " Numbers are those of the table above." if tried is not None else ""
+    caption = f"Error after each epoch.{numbered}"
     return join([tried or "", figure(drawn("training", "learning curves", draw), caption)])
-
-
-def _letter(k: int) -> str:
-    return f"trial {chr(ord('A') + k)}"
 
 
 def potential_section(record: Record) -> Any:
