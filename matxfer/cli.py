@@ -19,6 +19,7 @@ from matxfer.plugins_cli import app as plugins_app
 from matxfer.potential_cli import potential
 from matxfer.predict_cli import predict
 from matxfer.probing.cli import probe
+from matxfer.report.cli import report
 from matxfer.simulate_cli import md, relax
 from matxfer.sources_cli import sources
 from matxfer.terminal import (
@@ -50,6 +51,7 @@ app.command()(potential)
 app.command()(shift)
 app.command()(sources)
 app.command()(probe)
+app.command()(report)
 app.add_typer(benchmark_app)
 app.add_typer(datasets_app)
 app.add_typer(plugins_app)

@@ -34,8 +34,13 @@ def sha256(path: Path) -> str:
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write indented JSON with a final newline, whole or not at all; flat lists in one line."""
-    temporary = path.with_name(f".{path.name}.part")
     text = _FLAT_LIST.sub(_in_one_line, json.dumps(data, indent=1, ensure_ascii=False)) + "\n"
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 

@@ -41,7 +41,7 @@ def words(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return f"{value:,}"
+        return f"{value:,}".replace("-", "−")
     if isinstance(value, float):
         return f"{value:.4g}".replace("-", "−")
     return str(value)
@@ -72,16 +72,24 @@ def table(
 ) -> Markup:
     """Return a table; numbers are to the right."""
     lines = [tag("caption", caption)] if caption is not None else []
+    lists = [list(row) for row in rows]
     if head:
-        cells = (tag("th", each, scope="col") for each in head)
+        columns = [[row[k] for row in lists if k < len(row)] for k in range(len(head))]
+        cells = (
+            tag("th", each, scope="col", class_="number" if any(map(_is_number, column)) else None)
+            for each, column in zip(head, columns, strict=True)
+        )
         lines.append(tag("thead", tag("tr", *cells)))
-    body = (tag("tr", *(_cell(each) for each in row)) for row in rows)
+    body = (tag("tr", *(_cell(each) for each in row)) for row in lists)
     return tag("table", *lines, tag("tbody", *body), **attributes)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _cell(value: Any) -> Markup:
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    return tag("td", value, class_="number" if numeric else None)
+    return tag("td", value, class_="number" if _is_number(value) else None)
 
 
 def facts(pairs: Mapping[str, Any] | Iterable[tuple[str, Any]], **attributes: Any) -> Markup:

@@ -31,7 +31,7 @@ FLOORS = (
     ("calculator", "output", "estimator"),
     ("benchmark",),
     ("campaign", "relaxation", "dynamics", "domain"),
-    ("probing",),
+    ("probing", "report"),
     (
         *("predict_cli", "simulate_cli", "potential_cli"),
         *("datasets_cli", "plugins_cli", "sources_cli"),

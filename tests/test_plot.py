@@ -287,6 +287,8 @@ def test_retention_plane_joins_the_points_of_a_way():
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["ewc", "l2sp"]
     with pytest.raises(OptionError, match="no point"):
         plot.retention_plane([np.nan], [1.0])
+    with pytest.raises(OptionError, match="or plugins"):
+        plot.retention_plane([0.1])
     with pytest.raises(OptionError, match="give as many"):
         plot.retention_plane([1.0], [1.0, 2.0])
 

@@ -132,11 +132,13 @@ class Diagnosis:
             )
         if self.concept.effects:
             known = self.concept.own_error
-            own = f", half of its own error of {known:.3g} ({self.concept.reference})"
+            own = ", by the spread of the values"
+            if known:
+                own = f", half of its own error of {known:.3g} ({self.concept.reference})"
             yield (
                 f"  mean absolute difference {self.concept.mae:.3g} (n = {self.concept.n}); sizes "
                 f"matter from {self.concept.threshold:.3g} on"
-                f"{own if known else ', by the spread of the values'}"
+                f"{own}"
             )
 
 

@@ -180,7 +180,7 @@ def _bars(axis: Any, atoms: Any, each: Floats, label: str) -> None:
     axis.axhline(
         each.mean(), color=style.GUIDE, linestyle="--", label=f"mean {style.signed(each.mean())}"
     )
-    axis.axhline(0, color="black", linewidth=0.7)
+    axis.axhline(0, color=style.ink(), linewidth=0.7)
     step = max(1, len(each) // 12)
     axis.set_xticks(places[::step], names[::step])
     axis.set_xlabel("atom")

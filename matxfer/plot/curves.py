@@ -82,7 +82,8 @@ def training_curve(
         if best is not None and 0 <= best < len(first):
             axis.plot(
                 [best + 1], [first[best]], linestyle="none", marker="o", markersize=5, zorder=4,
-                color=style.COLOURS[0], markeredgecolor="black", label=f"kept: epoch {best + 1}",
+                color=style.COLOURS[0], markeredgecolor=style.ink(),
+                label=f"kept: epoch {best + 1}",
             )  # fmt: skip
         if positive:
             axis.set_yscale("log")
@@ -100,7 +101,8 @@ def training_curve(
 def curves_of(meta: Mapping[str, Any]) -> tuple[dict[str, Sequence[float]], int | None, str]:
     """Return the curves that a plugin keeps, the epoch that was kept and the label of the errors.
 
-    The chosen trial comes first; a mean of two readouts has no curve of its own, but theirs.
+    The chosen trial comes first, then ``trial k`` for the k-th of ``meta["trials"]`` that has a
+    curve of its own; a mean of two readouts has none, but theirs.
     """
     prop = (meta.get("head") or {}).get("property") or {}
     label = f"MAE ({fitted_unit(str(prop.get('unit', '')), str(prop.get('transform', '')))})"
@@ -110,9 +112,9 @@ def curves_of(meta: Mapping[str, Any]) -> tuple[dict[str, Sequence[float]], int 
         named["validation"], best = meta["history"], meta.get("best_epoch")
         if meta.get("train_history"):
             named["training"] = meta["train_history"]
-    for trial in meta.get("trials") or ():
+    for k, trial in enumerate(meta.get("trials") or (), 1):
         if trial.get("history") and trial["history"] != meta.get("history"):
-            named[str(trial["tried"])] = trial["history"]
+            named[f"trial {k}"] = trial["history"]
     return named, best, label.replace("()", "").strip()
 
 

@@ -169,7 +169,7 @@ def forgetting(plugin: Any, *, title: str | None = None, ax: Axes | None = None)
                 textcoords="offset points", va="center", ha="left" if size >= 0 else "right",
                 fontsize=7,
             )  # fmt: skip
-        axis.axvline(0, color="black", linewidth=0.7)
+        axis.axvline(0, color=style.ink(), linewidth=0.7)
         axis.set_yticks(places, [style.plain(style.quantity(name)) for name in changes])
         axis.margins(x=0.45)
         axis.set_xlabel("change of the error (%)")
@@ -185,7 +185,9 @@ def _of_plugins(
     source, target, groups, strengths = [], [], [], []
     unit = ""
     for plugin in list(plugins):
-        meta = plugin.meta
+        meta = getattr(plugin, "meta", None)
+        if not isinstance(meta, dict):
+            raise OptionError("give changes of the source errors and target errors, or plugins")
         errors = meta.get("retention", {}).get("source_error") or {}
         changes = [entry["change"] for entry in errors.values() if entry["change"] is not None]
         if not changes:

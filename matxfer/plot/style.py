@@ -24,7 +24,9 @@ SEQUENTIAL = "viridis"
 MISSING, GUIDE = "#D4D4D4", "0.55"
 #: One column of a journal, in inches.
 WIDTH, HEIGHT = 3.3, 2.7
-_RC: Any = {
+_LONGEST = 60
+#: Settings of matplotlib under which every figure is drawn.
+RC: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -63,6 +65,13 @@ def require_matplotlib() -> None:
         raise OptionError("figures need matplotlib: pip install 'matxfer[notebook]'") from None
 
 
+def ink() -> Any:
+    """Return the colour of axes and text, black unless the user's settings say otherwise."""
+    from matplotlib import rcParams
+
+    return rcParams["axes.edgecolor"]
+
+
 @contextmanager
 def axes(
     ax: Any = None, width: float = WIDTH, height: float = HEIGHT, **more: Any
@@ -83,7 +92,7 @@ def axes(
     require_matplotlib()
     from matplotlib import rc_context
 
-    with rc_context(_RC):
+    with rc_context(RC):
         if ax is None:
             import matplotlib.pyplot as plt
 
@@ -110,7 +119,7 @@ def panels(n: int, width: float = 4.2, height: float = 3.6) -> tuple[Any, list[A
         return None
     from matplotlib import rc_context
 
-    with rc_context(_RC):
+    with rc_context(RC):
         return figure, list(figure.subplots(1, n, squeeze=False)[0])
 
 
@@ -132,8 +141,14 @@ def png(figure: Any, dpi: int = 110) -> str:
 
 
 def plain(text: Any) -> str:
-    """Return text that means itself: no formulas between dollar signs, no control characters."""
-    return printable(str(text)).replace("$", r"\$")
+    """Return text that means itself: no formulas between dollar signs, no control characters.
+
+    What is longer than a label can be is cut.
+    """
+    words = printable(str(text))
+    if len(words) > _LONGEST:
+        words = f"{words[: _LONGEST - 1]}…"
+    return words.replace("$", r"\$")
 
 
 def with_unit(words: str, unit: str) -> str:

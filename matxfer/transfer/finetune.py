@@ -181,7 +181,7 @@ def finetune(
     if config.transform == "auto":
         task, told["transform_trials"] = choose_transform(task, config)
         config = replace(config, transform=task.prop.transform)
-    source = None if source_data is None else _source_data(source_data, base, on_graphs)
+    source = None if source_data is None else read_source_data(source_data, base, on_graphs)
     if output is not None:  # better now than after the training
         Path(output).mkdir(parents=True, exist_ok=True)
 
@@ -291,7 +291,7 @@ def _candidates(
             f"{config.invariant} changes features of layers that are trained, but here all are "
             "frozen; free some (--freeze K with a smaller K) or leave it out"
         )
-    found = _source_data(given, base, on_graphs)
+    found = read_source_data(given, base, on_graphs)
     usable = (found.graphs.nodes_per_graph > 0) & ~found.graphs.has_elements_outside(base.elements)
     if usable.sum() < FEWEST_ROWS:
         raise OptionError(
@@ -301,7 +301,7 @@ def _candidates(
     return found
 
 
-def _source_data(
+def read_source_data(
     table: str | Path | pd.DataFrame | Sequence[Crystal],
     base: Model,
     on_graphs: Callable[[int], None] | None,

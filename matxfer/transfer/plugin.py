@@ -181,15 +181,21 @@ class Plugin:
         return card(f"Plugin {self.name}", about, errors_table(self.meta))
 
     def _facts(self) -> dict[str, Any]:
-        """Return what is known of a plugin that has not been written yet."""
-        base, prop = self.base, self.head.prop
+        """Return what a file says of the plugin itself, besides its format and name."""
+        prop, scaler = self.head.prop, self.head.scaler
         return {
-            "base": {"name": base.name, "sha256": base.checksum},
+            "base": {"name": self.base.name, "sha256": self.base.checksum},
             "frozen_depth": self.depth,
             "target": prop.name,
             "unit": prop.unit,
             "transform": prop.transform,
-            "head": {"property": prop.to_json()},
+            "scaler": {
+                "mean": float(scaler.mean),
+                "std": float(scaler.std),
+                "element_references": bool(scaler.reference.any()),
+            },
+            "head": self.head.to_json(),
+            "uncertainty": self.uncertainty and self.uncertainty.to_json(),
         }
 
     # -- files --------------------------------------------------------------------------------
@@ -205,22 +211,10 @@ class Plugin:
         tensors |= {f"delta.{k}": v for k, v in delta.items()}
         if self.uncertainty is not None:
             tensors |= {f"uncertainty.{k}": v for k, v in self.uncertainty.state_dict().items()}
-        prop = self.head.prop
         meta = {
             "format": PLUGIN_FORMAT,
             "name": folder.name,
-            "base": {"name": self.base.name, "sha256": self.base.checksum},
-            "frozen_depth": self.depth,
-            "target": prop.name,
-            "unit": prop.unit,
-            "transform": prop.transform,
-            "scaler": {
-                "mean": float(self.head.scaler.mean),
-                "std": float(self.head.scaler.std),
-                "element_references": bool(self.head.scaler.reference.any()),
-            },
-            "head": self.head.to_json(),
-            "uncertainty": self.uncertainty and self.uncertainty.to_json(),
+            **self._facts(),
             **{k: v for k, v in self.meta.items() if k not in _DERIVED},
         }
         self.meta = write_plugin(folder, meta, tensors)
@@ -228,17 +222,9 @@ class Plugin:
 
 
 _DERIVED = (
-    "format",
-    "name",
-    "base",
-    "frozen_depth",
-    "target",
-    "unit",
-    "transform",
-    "scaler",
-    "head",
+    "format", "name", "base", "frozen_depth", "target", "unit", "transform", "scaler", "head",
     "uncertainty",
-)
+)  # fmt: skip
 
 
 def _is_sum(

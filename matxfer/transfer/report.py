@@ -198,7 +198,7 @@ def retention_of(task: Task, plugin: Plugin, source: SourceData | None = None) -
         },
     }
     if source is not None:
-        report["source_error"] = _source_errors(plugin, source)
+        report["source_error"] = source_errors(plugin, source)
     return report
 
 
@@ -219,7 +219,7 @@ def _source_values(
             yield index, base.predict_features(plugin.features(graphs, prefix), graphs)
 
 
-def _source_errors(plugin: Plugin, source: SourceData) -> dict[str, Any]:
+def source_errors(plugin: Plugin, source: SourceData) -> dict[str, Any]:
     """Return the error of every labelled source property before and after, on its fitted scale."""
     rows = np.flatnonzero(source.graphs.nodes_per_graph > 0)
     after: dict[str, list[NDArray[np.float64]]] = {name: [] for name in plugin.base.heads}

@@ -103,12 +103,14 @@ def trials_table(meta: dict[str, Any]) -> Markup | None:
     if not meta.get("trials"):
         return None
     rows = []
-    for trial in meta["trials"]:
+    named = [t for t in meta["trials"] if t["tried"] == meta.get("chosen")]
+    best = min(named, key=lambda trial: float(trial["val_mae"]), default=None)
+    for k, trial in enumerate(meta["trials"], 1):
         name: Any = trial["tried"]
-        if name == meta.get("chosen"):
+        if trial is best:  # a mean of two readouts may be called as one of them
             name = tag("strong", f"{name} (chosen)")
-        rows.append((name, trial["val_mae"], trial.get("seconds")))
-    return table(("tried", "validation MAE", "seconds"), rows, "Strategies tried")
+        rows.append((str(k), name, trial["val_mae"], trial.get("seconds")))
+    return table(("trial", "tried", "validation MAE", "seconds"), rows, "Strategies tried")
 
 
 def retention_table(meta: dict[str, Any]) -> Markup | None:
