@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matxfer.graph import GraphOptions
     from matxfer.model import Model, available_models, load_model
     from matxfer.nn.backbone import Backbone
+    from matxfer.potential.fit import finetune_potential
     from matxfer.prediction import predict
     from matxfer.pyg import CrystalGraph
     from matxfer.transfer.config import FinetuneConfig
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from matxfer.transfer.ewc_callback import EWC
     from matxfer.transfer.finetune import finetune
     from matxfer.transfer.plugin import Plugin, load_plugin
+    from matxfer.transfer.selection import rank_sources
 
 __version__ = "0.1.0"
 
@@ -48,9 +50,11 @@ _HOME = {
     "consolidate": "matxfer.transfer.consolidate",
     "evaluate": "matxfer.evaluation",
     "finetune": "matxfer.transfer.finetune",
+    "finetune_potential": "matxfer.potential.fit",
     "load_model": "matxfer.model",
     "load_plugin": "matxfer.transfer.plugin",
     "predict": "matxfer.prediction",
+    "rank_sources": "matxfer.transfer.selection",
 }
 
 __all__ = [
@@ -71,9 +75,11 @@ __all__ = [
     "consolidate",
     "evaluate",
     "finetune",
+    "finetune_potential",
     "load_model",
     "load_plugin",
     "predict",
+    "rank_sources",
 ]
 
 

@@ -83,6 +83,18 @@ class MatxferCalculator(Calculator):
         If a model or plugin cannot be read, or a plugin belongs to another model.
     CrystalError
         From ``get_property``, for atoms that are no usable structure.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from matxfer import MatxferCalculator
+    >>> atoms = bulk("Si")
+    >>> atoms.calc = MatxferCalculator("mp-potential")
+    >>> atoms.get_forces().shape, atoms.get_stress().shape
+    ((2, 3), (6,))
+    >>> atoms.calc = MatxferCalculator("mp-small", plugin="bulk-plugin")  # properties, no forces
+    >>> bool(atoms.calc.get_property("bulk_modulus_gpa", atoms) > 0)
+    True
     """
 
     def __init__(
@@ -199,7 +211,7 @@ class MatxferCalculator(Calculator):
             head = self.plugins[index].head
             per_node = head.per_node(self.plugins[index].nodes(batch), batch)
             if head.source is not None:  # a like energy, so a mean over atoms as well
-                per_node = per_node + self._of_base(head.source, batch)
+                per_node = per_node + head.slope * self._of_base(head.source, batch)
         return np.asarray(per_node.double().cpu().numpy()[graph.node_of_site])
 
     def _of_base(self, name: str, batch: GraphBatch) -> Tensor:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from matxfer.benchmark.cli import app as benchmark_app
+from matxfer.cli_shape import TreeGroup, farewell, in_front, root, silent_log, with_examples
 from matxfer.datasets_cli import app as datasets_app
 from matxfer.domain.cli import shift
 from matxfer.finetune_cli import finetune
+from matxfer.plugins_cli import app as plugins_app
 from matxfer.potential_cli import potential
 from matxfer.predict_cli import predict
 from matxfer.probing.cli import probe
 from matxfer.simulate_cli import md, relax
+from matxfer.sources_cli import sources
 from matxfer.terminal import (
     AsJson,
     ModelOfPlugins,
@@ -31,22 +36,23 @@ from matxfer.terminal import (
 
 app = typer.Typer(
     name="matxfer",
-    help="Transfer learning for crystals: predict properties of structure files with a pretrained "
-    "network, and fine-tune small plugins for properties of your own.",
-    no_args_is_help=True,
-    add_completion=False,
+    cls=TreeGroup,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.callback()(root)
 app.command()(predict)
 app.command()(relax)
 app.command()(md)
 app.command()(finetune)
 app.command()(potential)
 app.command()(shift)
+app.command()(sources)
 app.command()(probe)
 app.add_typer(benchmark_app)
 app.add_typer(datasets_app)
+app.add_typer(plugins_app)
 
 
 @app.command()
@@ -205,20 +211,35 @@ def models(
     name: Annotated[
         str | None, typer.Argument(help="Print the card of this model (or folder).")
     ] = None,
+    backbones: Annotated[
+        bool, typer.Option("--backbones", help="List the networks that installed packages declare.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the shipped models, their size and their test errors, or print one model's card."""
-    from matxfer import model_card
-    from matxfer.model import available_models, find_model
+    """List models, their size and their test errors, or print one model's card.
 
-    if as_json:
+    First the shipped ones, then those that come with other packages, such as CHGNet.
+    """
+    from matxfer import model_card
+    from matxfer.model import available_models, find_model, models_of_packages
+
+    if backbones:
+        found = model_card.backbones()
+        if as_json:
+            print_json(found)
+        for kind, told in {} if as_json else found.items():
+            extra = f"; pip install '{told['package']}[{told['extra']}]'" if told["extra"] else ""
+            typer.echo(f"{kind}: {told['class']} ({told['package']}{extra})")
+    elif as_json:
         cards = {n: find_model(n)[1] for n in available_models()}
         print_json(find_model(name)[1] if name else cards)
     elif name:
         typer.echo(model_card.full_text(name))
     else:
-        for found in available_models():
-            typer.echo(model_card.one_line(found))
+        for shipped in available_models():
+            typer.echo(model_card.one_line(shipped))
+        for brought in models_of_packages():
+            typer.echo(model_card.line_of_package(brought))
 
 
 def main() -> None:
@@ -226,5 +247,10 @@ def main() -> None:
     # Threads that wait should sleep: on a busy machine spinning ones slow a call a hundredfold.
     # Read once by the OpenMP library, so it has to be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with told_in_one_line():
-        app(standalone_mode=True)
+    silent_log()
+    with told_in_one_line(), warnings.catch_warnings():
+        command = with_examples(typer.main.get_command(app))
+        try:
+            command(args=in_front(sys.argv[1:]), prog_name="matxfer", standalone_mode=True)
+        finally:
+            farewell()

@@ -42,6 +42,13 @@ class CrystalError(MatxferError):
         Index of the structure inside its source (frame, row or CIF block), if known.
     kind
         Which of the known kinds of problems it is.
+
+    Examples
+    --------
+    >>> from matxfer import Crystal
+    >>> Crystal([[1, 0, 0], [0, 1, 0], [1, 1, 0]], [29], [[0, 0, 0]])
+    Traceback (most recent call last):
+    matxfer.crystal.CrystalError: ...
     """
 
     def __init__(
@@ -103,6 +110,15 @@ class Crystal:
         For wrong shapes, no atoms, non-finite numbers, a cell without volume or unknown species.
         Overlapping atoms are found where distances are computed, in :mod:`matxfer.graph`, or here
         on demand by :meth:`check_distances`.
+
+    Examples
+    --------
+    >>> from matxfer import Crystal
+    >>> salt = Crystal(
+    ...     [[0, 2.8, 2.8], [2.8, 0, 2.8], [2.8, 2.8, 0]], [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]]
+    ... )
+    >>> salt.formula, salt.n_sites, round(salt.volume_angstrom3, 1)
+    ('NaCl', 2, 43.9)
     """
 
     lattice: NDArray[np.float64]

@@ -13,6 +13,7 @@ from matxfer.data.properties import unit_of
 from matxfer.data.store import graph_store
 from matxfer.data.table import TableError, open_table, read_property_table, require_column
 from matxfer.metrics import regression_metrics
+from matxfer.notebook import told_in_notebook
 from matxfer.runtime import keep_large_blocks
 from matxfer.transfer.bases import with_base
 from matxfer.transfer.plugin import predict_all
@@ -20,7 +21,6 @@ from matxfer.transfer.plugin import predict_all
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
-    from typing import TypeAlias
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -29,13 +29,10 @@ if TYPE_CHECKING:
     from matxfer.data.properties import Property
     from matxfer.model import Model
     from matxfer.transfer.plugin import Plugin
-
-    #: Base model, graphs and rows → weights of the rows, and what is known of them.
-    Weigh: TypeAlias = Callable[
-        [Model, PackedGraphs, NDArray[np.int64]], tuple[NDArray[np.float64], dict[str, Any]]
-    ]
+    from matxfer.transfer.row_weights import Weigh
 
 
+@told_in_notebook("on_graphs", "building graphs")
 def evaluate(
     table: str | Path | pd.DataFrame,
     target: str,
@@ -80,13 +77,27 @@ def evaluate(
     Warns
     -----
     UserWarning
-        If a plugin predicts another property than the target, in the same unit.
+        If a plugin predicts another property than the target, in the same unit, or weights are too
+        uneven to be used.
 
     Raises
     ------
     TableError
         If the table or a column is missing, no row is left, nothing predicts the target, or the
         plugin predicts in another unit: values are never converted in silence.
+
+    Examples
+    --------
+    ``solids.parquet`` holds elemental solids with their bulk moduli and a column ``split``:
+
+    >>> import matxfer
+    >>> figures = matxfer.evaluate(
+    ...     "solids.parquet", "bulk_modulus_gpa", "bulk-plugin", split_column="split"
+    ... )
+    >>> figures["n"], figures["unit"], figures["excluded"]
+    (6, 'GPa', {})
+    >>> figures["mae"] < 100
+    True
     """
     keep_large_blocks()
     base, plugins = with_base([] if plugin is None else [plugin], model)
@@ -124,6 +135,8 @@ def _weighted(
 ) -> dict[str, Any]:
     rows = np.flatnonzero(np.isfinite(truth) & np.isfinite(predicted))
     weights, facts = weigh(base, graphs, rows)
+    if not facts.get("usable", True):
+        warnings.warn(str(facts.get("words", "the weights are too uneven")), stacklevel=3)
     return {**regression_metrics(truth[rows], predicted[rows], prop, weights), "weights": facts}
 
 

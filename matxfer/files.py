@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from matxfer.errors import MatxferError
@@ -32,11 +33,20 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write indented JSON with a final newline, whole or not at all."""
+    """Write indented JSON with a final newline, whole or not at all; flat lists in one line."""
     temporary = path.with_name(f".{path.name}.part")
-    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    text = _FLAT_LIST.sub(_in_one_line, json.dumps(data, indent=1, ensure_ascii=False)) + "\n"
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+#: A list without lists and objects in it. JSON writes line ends in texts as escapes, so that a
+#: bracket at the end of a line is never part of one.
+_FLAT_LIST = re.compile(r"\[\n[^\[\]{}]*\n *\]")
+
+
+def _in_one_line(found: re.Match[str]) -> str:
+    return re.sub(r"\n *", " ", found[0]).replace("[ ", "[", 1)[:-2] + "]"
 
 
 def read_json(path: Path, expected_format: int | None = None) -> dict[str, Any]:
@@ -48,15 +58,33 @@ def read_json(path: Path, expected_format: int | None = None) -> dict[str, Any]:
         If the file is missing, is not a JSON object or has another version.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise FormatError(f"{path}: not readable as JSON ({error}); {_REMEDY}") from error
-    if not isinstance(data, dict):
-        raise FormatError(f"{path}: expected a JSON object, found {type(data).__name__}; {_REMEDY}")
+    data = parse_json(content, str(path))
     if expected_format is not None and data.get("format") != expected_format:
         raise FormatError(
             f"{path}: format {data.get('format')!r}, but this version of matxfer reads "
             f"{expected_format}; install the matxfer version named in the file, or train it again"
+        )
+    return data
+
+
+def parse_json(content: bytes, place: str) -> dict[str, Any]:
+    """Read a JSON object from the bytes of a file.
+
+    Raises
+    ------
+    FormatError
+        If it is not one.
+    """
+    try:
+        data = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{place}: not readable as JSON ({error}); {_REMEDY}") from error
+    if not isinstance(data, dict):
+        raise FormatError(
+            f"{place}: expected a JSON object, found {type(data).__name__}; {_REMEDY}"
         )
     return data
 
@@ -66,7 +94,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     temporary = path.with_name(f".{path.name}.part")
-    save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary)
+    # Copies: tensors that share memory, such as tied weights, are refused.
+    save_file({k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}, temporary)
     temporary.chmod(0o644)  # weights are for everyone who may read the folder
     temporary.replace(path)
 

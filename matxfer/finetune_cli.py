@@ -17,17 +17,18 @@ from matxfer.potential_cli import (
     Where,
     finetune_frames,
     potential_of,
-    refuse,
 )
 from matxfer.terminal import (
     AsJson,
-    ModelOption,
     StructureColumn,
     counter_on_terminal,
     integers,
+    names,
     plain_warnings,
     plugin_lines,
     print_json,
+    refuse,
+    say_source,
     say_trial,
     strength_of,
 )
@@ -51,7 +52,16 @@ def finetune(
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="Folder of the plugin.")
     ] = None,
-    model: ModelOption = DEFAULT_MODEL,
+    model: Annotated[
+        str,
+        typer.Option(help="Base model: a shipped one by name, its folder, or auto: the best."),
+    ] = DEFAULT_MODEL,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --model auto: names and folders with commas to choose among (those shipped)."
+        ),
+    ] = None,
     split_column: Annotated[
         str | None, typer.Option(help="Column with train, val, test; else a seeded random split.")
     ] = None,
@@ -59,7 +69,8 @@ def finetune(
         str | None,
         typer.Option(
             help="auto: try the others, keep the best on validation rows; features: a simple model "
-            "on fingerprints; finetune: readouts and layers; scratch: from random weights."
+            "on fingerprints; finetune: readouts and layers; scratch: from random weights; "
+            "correction: a few numbers on top of the base's own prediction."
         ),
     ] = None,
     freeze: Annotated[
@@ -73,6 +84,12 @@ def finetune(
         str | None,
         typer.Option(
             help="ridge, kernel_ridge, gaussian_process or forest, of --strategy features."
+        ),
+    ] = None,
+    correction: Annotated[
+        str | None,
+        typer.Option(
+            help="offset, elements, linear, elements+linear or auto, of --strategy correction."
         ),
     ] = None,
     difference: Annotated[
@@ -92,6 +109,20 @@ def finetune(
     source_data: Annotated[
         str | None,
         typer.Option(help="Table of source structures: to rehearse, and to measure forgetting on."),
+    ] = None,
+    keep_predictions: Annotated[
+        int | None,
+        typer.Option(
+            help="At most so many validation and test rows (ids, formulas, values, predictions) "
+            "are kept in the plugin for matxfer report; 0: none (default: 1000)."
+        ),
+    ] = None,
+    weights_for: Annotated[
+        str | None,
+        typer.Option(
+            help="Structures to be predicted (table, file or folder): rows that resemble them "
+            "count more; refused where too few do."
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="At most so many passes.")] = None,
     patience: Annotated[
@@ -154,6 +185,7 @@ def finetune(
     of_properties: dict[str, Any] = {
         "layers": layers and tuple(integers("--layers", layers)),
         "features": features,
+        "correction": correction,
         "difference": difference,
         "unfreeze_every": unfreeze_every,
         "members": members,
@@ -161,6 +193,7 @@ def finetune(
         "batch_size": batch_size,
         "readout": readout,
         "transform": transform,
+        "keep_predictions": keep_predictions,
     }
     of_frames = {
         "energy_weight": energy_weight,
@@ -169,7 +202,12 @@ def finetune(
     }
     if (base := potential_of(model, target)) is not None:
         refuse(
-            of_properties | {"structure_column": structure_column},
+            of_properties
+            | {
+                "structure_column": structure_column,
+                "weights_for": weights_for,
+                "models": models,
+            },
             f"is of properties, but {base} is a potential",
         )
         finetune_frames(
@@ -195,15 +233,23 @@ def finetune(
     (table,), options = tables, common | of_properties
     folder = output or f"{Path(table).stem}-plugin"
     with plain_warnings(), counter_on_terminal("building graphs") as advance:
+        weigh = None
+        if weights_for is not None:
+            from matxfer.domain.weighing import weights_for as weights_of
+
+            weigh = weights_of(weights_for)
         plugin = run(
             table,
             str(target),
             folder,
             model=model,
+            models=models and names("--models", models),
             split_column=split_column,
             structure_column=structure_column,
             source_data=source_data,
+            weigh=weigh,
             on_graphs=advance,
+            on_source=None if as_json else say_source,
             on_trial=None if as_json else say_trial,
             **{name: value for name, value in options.items() if value is not None},
         )

@@ -51,6 +51,16 @@ class GraphOptions:
         purpose: merged atoms differ in their distances by no more than about twice this value,
         which moves a prediction by far less than its own error; noisier structures merely lose
         the speed-up.
+
+    Examples
+    --------
+    >>> from matxfer import CrystalGraph, GraphOptions
+    >>> from matxfer.readers import read_file
+    >>> crystal = next(iter(read_file("examples/Cu.cif"))).crystal
+    >>> CrystalGraph.from_crystal(crystal, GraphOptions(cutoff_angstrom=3.0)).num_edges
+    12
+    >>> CrystalGraph.from_crystal(crystal, GraphOptions(3.0, symmetry=False)).num_edges
+    48
     """
 
     cutoff_angstrom: float = 5.0

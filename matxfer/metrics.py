@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from matxfer.data.loader import edge_budget_batches
 from matxfer.data.properties import apply_transform
 
 if TYPE_CHECKING:
@@ -22,6 +20,11 @@ def predict_rows(
     model: Model, graphs: PackedGraphs, rows: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float64]]:
     """Return every source property of the given rows, in its unit, shape (len(rows),)."""
+    # Here alone: errors are also computed where nothing runs a network.
+    import torch
+
+    from matxfer.data.loader import edge_budget_batches
+
     parts: list[dict[str, NDArray[np.float64]]] = []
     with torch.inference_mode():
         for index in edge_budget_batches(graphs, rows):

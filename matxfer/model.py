@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,9 @@ from matxfer.files import (
     write_json,
     write_tensors,
 )
+from matxfer.html import card, facts, table
 from matxfer.nn.head import PropertyHead
-from matxfer.nn.network import EdgeGatedNetwork
+from matxfer.nn.registry import MODELS, MissingPackageError, build_backbone, declared, folder_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from matxfer.data.batch import GraphLike
-    from matxfer.nn.backbone import Features
+    from matxfer.nn.backbone import BackboneModule, Features
 
+_log = logging.getLogger(__name__)
 DEFAULT_MODEL = "mp-base"
 WEIGHTS_FILE, _CARD, _FISHER = "model.safetensors", "card.json", "fisher.safetensors"
 
@@ -46,11 +49,23 @@ class Model(nn.Module):
         Atomic numbers seen in training.
     card
         Everything else that is known of the model: data, figures, licence, command.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> model = matxfer.load_model("mp-small")
+    >>> model
+    Model('mp-small', formation_energy_ev_per_atom, band_gap_ev, bulk_modulus_vrh_gpa, \
+    shear_modulus_vrh_gpa; 192,784 parameters)
+    >>> model.backbone.n_layers, len(model.elements), model.has_fisher
+    (3, 89, True)
+    >>> round(model.card["figures"]["band_gap_ev"]["test"]["mae"], 3)
+    0.191
     """
 
     def __init__(
         self,
-        backbone: EdgeGatedNetwork,
+        backbone: BackboneModule,
         heads: Iterable[PropertyHead],
         elements: Iterable[int] = (),
         card: dict[str, Any] | None = None,
@@ -115,6 +130,27 @@ class Model(nn.Module):
         size = sum(p.numel() for p in self.parameters())
         return f"Model({self.name!r}, {', '.join(self.heads)}; {size:,} parameters)"
 
+    def _repr_html_(self) -> str:
+        size = sum(p.numel() for p in self.parameters())
+        config = self.backbone.config()
+        about = facts(
+            {
+                "parameters": size,
+                "elements": len(self.elements),
+                "layers": self.backbone.n_layers,
+                "cutoff": f"{config['graph']['cutoff_angstrom']:g} Å",
+                "Fisher information": self.has_fisher,
+                "weights": f"{self.checksum[:12]}…" if self.checksum else None,
+            }
+        )
+        rows = []
+        for name, head in self.heads.items():
+            test = (self.card.get("figures") or {}).get(name, {}).get("test") or {}
+            error, unit = headline_figure(test) if test.get("n") else (None, head.prop.unit)
+            rows.append((name, head.readout.kind, error, unit, test.get("n")))
+        head_row = ("property", "readout", "test MAE", "unit", "n")
+        return card(f"Model {self.name}", about, table(head_row, rows, "Source properties"))
+
     # -- files --------------------------------------------------------------------------------
     def save(self, folder: str | Path, fisher: dict[str, torch.Tensor] | None = None) -> None:
         """Write ``model.safetensors``, ``card.json`` and, if given, ``fisher.safetensors``."""
@@ -140,6 +176,14 @@ class Model(nn.Module):
 _DERIVED = ("format", "name", "architecture", "heads", "elements", "sha256")
 
 
+def headline_figure(figures: dict[str, Any]) -> tuple[float, str]:
+    """Return a property's error and its unit: of the logarithm where that is what was fitted."""
+    for key, value in figures.items():
+        if key.startswith("mae_log"):
+            return float(value), key.removeprefix("mae_")
+    return float(figures["mae"]), str(figures["unit"])
+
+
 def model_folders() -> list[Path]:
     """Return the folders that are searched for models by name."""
     package = Path(__file__).resolve().parent
@@ -148,9 +192,21 @@ def model_folders() -> list[Path]:
 
 
 def available_models() -> list[str]:
-    """Return the names of the shipped models."""
+    """Return the names of the shipped models.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> matxfer.available_models()
+    ['mp-base', 'mp-base-strict', 'mp-potential', 'mp-small']
+    """
     found = {card.parent.name for root in model_folders() for card in root.glob(f"*/{_CARD}")}
     return sorted(found)
+
+
+def models_of_packages() -> list[str]:
+    """Return the names of models that installed packages bring (:mod:`matxfer.nn.registry`)."""
+    return sorted(set(declared(MODELS)) - set(available_models()))
 
 
 def find_model(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -160,12 +216,14 @@ def find_model(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
     ------
     FormatError
         If there is no such model, or its card is damaged or of another version.
+    MissingPackageError
+        If it comes with a package that is not installed.
     """
     candidates = [root / str(name_or_path) for root in model_folders()]
     folder = next(
         (p for p in [Path(name_or_path), *candidates] if (p / _CARD).is_file()),
         None,
-    )
+    ) or folder_of(str(name_or_path))
     if folder is None:
         if (Path(name_or_path) / "plugin.json").is_file():
             raise FormatError(
@@ -173,7 +231,7 @@ def find_model(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
             )
         raise FormatError(
             f"no model {str(name_or_path)!r}: give the folder of a model or one of "
-            f"{available_models()}"
+            f"{[*available_models(), *models_of_packages()]}"
         )
     return folder, read_json(folder / _CARD, MODEL_FORMAT)
 
@@ -222,6 +280,17 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
     FormatError
         If there is no such model, it is a potential, or its files are damaged or of another
         version.
+    MissingPackageError
+        If its backbone comes with a package that is not installed.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> list(matxfer.load_model("mp-small").heads)[:2]
+    ['formation_energy_ev_per_atom', 'band_gap_ev']
+    >>> matxfer.load_model("mp-large")
+    Traceback (most recent call last):
+    matxfer.files.FormatError: no model 'mp-large': give the folder of a model or one of ...
     """
     folder, card = find_model(name_or_path)
     if is_potential(card):  # its energies would lack the repulsion
@@ -232,14 +301,15 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
         )
     check_weights(folder, card)
     try:
-        if card["architecture"]["kind"] != EdgeGatedNetwork.kind:
-            raise ValueError(f"unknown architecture {card['architecture']['kind']!r}")
         with torch.random.fork_rng(devices=[]):  # loading must not disturb the caller's seeds
-            backbone = EdgeGatedNetwork.from_config(card["architecture"])
+            backbone = build_backbone(card["architecture"])
             heads = [PropertyHead.from_json(h, backbone.node_dim) for h in card["heads"]]
             model = Model(backbone, heads, card["elements"], card)
         model.load_state_dict(read_tensors(folder / WEIGHTS_FILE))
+    except MissingPackageError:
+        raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FormatError(f"{folder / _CARD}: card and weights disagree ({error})") from error
     model.folder = folder
+    _log.info("model %s: %s, sha256 %s…", model.name, folder, model.checksum[:12])
     return model.eval().requires_grad_(False)

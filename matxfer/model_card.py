@@ -6,18 +6,11 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from matxfer.files import read_shapes
-from matxfer.model import WEIGHTS_FILE, find_model, is_potential
+from matxfer.model import WEIGHTS_FILE, find_model, headline_figure, is_potential
+from matxfer.nn.registry import BACKBONES, MissingPackageError, declared, origin
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def headline_figure(figures: dict[str, Any]) -> tuple[float, str]:
-    """Return a property's error and its unit: of the logarithm where that is what was fitted."""
-    for key, value in figures.items():
-        if key.startswith("mae_log"):
-            return float(value), key.removeprefix("mae_")
-    return float(figures["mae"]), str(figures["unit"])
 
 
 def size_of(folder: Path) -> tuple[int, float]:
@@ -46,6 +39,26 @@ def one_line(name: str) -> str:
             text += f" (MAE {error:.3g} {unit})" if unit else f" (MAE {error:.3g})"
         properties.append(text)
     return f"{size}; {', '.join(properties)}"
+
+
+def line_of_package(name: str) -> str:
+    """Return the line of a model that a package brings, or what to install for it."""
+    try:
+        return one_line(name)
+    except MissingPackageError as error:
+        return f"{name}: {error}"
+
+
+def backbones() -> dict[str, dict[str, str]]:
+    """Return the backbones that installed packages declare, by name: package, class, extra."""
+    return {
+        name: {
+            "package": origin(entry),
+            "class": entry.value.split(" ")[0],
+            "extra": ",".join(entry.extras),
+        }
+        for name, entry in sorted(declared(BACKBONES).items())
+    }
 
 
 def _potential_errors(figures: dict[str, Any]) -> list[str]:

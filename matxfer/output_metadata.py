@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from matxfer.columns import INTEGERS, TEXTS
 from matxfer.data.properties import unit_of
-from matxfer.files import sha256
+from matxfer.plugin_files import weights_checksum
 from matxfer.provenance import versions
 
 if TYPE_CHECKING:
@@ -52,12 +52,11 @@ def describe_prediction(
 
 
 def _plugin(plugin: Plugin) -> dict[str, Any]:
-    weights = None if plugin.folder is None else plugin.folder / "plugin.safetensors"
     return {
         "name": plugin.name,
         "target": plugin.target,
         "unit": plugin.meta.get("unit", unit_of(plugin.target)),
-        "sha256": "" if weights is None else sha256(weights),
+        "sha256": "" if plugin.folder is None else weights_checksum(plugin.folder),
     }
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 TARGETS = ("energy_ev", "forces", "forces_ev_per_a", "stress_ev_per_a3")
 #: The same names as in matxfer.model and matxfer.potential.model, which would import torch.
 _DEFAULT_MODEL, _DEFAULT_POTENTIAL = "mp-base", "mp-potential"
+_AUTO = "auto"  # as in matxfer.transfer.selection
 #: Figures of errors: what, by how much a unit for people is larger, and its name.
 _FIGURES = {
     "energy": ("ev_per_atom", 1e3, "meV/atom"),
@@ -61,6 +62,13 @@ def potential_of(model: str, target: str | None) -> str | None:
     """
     from matxfer.model import find_model, is_potential
 
+    if model == _AUTO:
+        if target is None or target in TARGETS:
+            raise OptionError(
+                f"--model {_AUTO} chooses among models of properties: give the column of one with "
+                f"--target; for energies and forces give --model {_DEFAULT_POTENTIAL}"
+            )
+        return None
     if target in TARGETS and model == _DEFAULT_MODEL:
         model = _DEFAULT_POTENTIAL
     of_frames = is_potential(find_model(model)[1])
@@ -80,14 +88,6 @@ def potential_of(model: str, target: str | None) -> str | None:
             f"{model} is a model of properties: give --model {_DEFAULT_POTENTIAL}"
         )
     return model if of_frames else None
-
-
-def refuse(options: dict[str, Any], why: str) -> None:
-    """Raise an :class:`OptionError` if any of the options was given."""
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        names = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise OptionError(f"{names}: {why}")
 
 
 def finetune_frames(

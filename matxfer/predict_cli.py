@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,9 @@ from matxfer.errors import OptionError, StrictError
 from matxfer.terminal import (
     ModelOfPlugins,
     StructureColumn,
+    complain,
     interruptible,
+    person_looks,
     plain_warnings,
     progress_on_terminal,
     say,
@@ -209,7 +210,7 @@ def _into_file(
     import matxfer.output as out
     from matxfer.output_metadata import describe_prediction
 
-    expected = _expected(inputs) if sys.stderr.isatty() else None
+    expected = _expected(inputs) if person_looks() else None
     facts = describe_prediction(
         predictor.model, predictor.plugins, screen.columns, **screen.choices()
     )
@@ -301,7 +302,7 @@ def _strictly() -> Iterator[None]:
     try:
         yield
     except StrictError as error:
-        say(f"error: {' '.join(str(error).split())}")
+        complain(f"error: {' '.join(str(error).split())}")
         raise typer.Exit(STRICT) from None
 
 

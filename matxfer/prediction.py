@@ -16,6 +16,7 @@ from matxfer.batch.units import Plan, count_inputs
 from matxfer.batch.work import Setup
 from matxfer.crystal import Crystal, CrystalError
 from matxfer.data.store import available_cpus
+from matxfer.notebook import told_in_notebook
 from matxfer.readers import Entry, crystals_of_table
 from matxfer.runtime import keep_large_blocks
 from matxfer.transfer.bases import with_base
@@ -179,6 +180,7 @@ class Predictor:
             yield dict(zip(self.columns, cells, strict=True))
 
 
+@told_in_notebook("on_progress", "predicting")
 def predict(
     structures: Any,
     plugins: Iterable[str | Path | Plugin] | str | Path | Plugin = (),
@@ -208,6 +210,27 @@ def predict(
         One row per input in their order: ``id, source, frame, formula, n_sites``, one column per
         property with its unit in the name, ``error_kind`` (see :class:`matxfer.errors.ErrorKind`)
         and ``error`` (missing where all went well).
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> frame = matxfer.predict("examples/*.cif", model="mp-small")
+    >>> list(frame.columns[:6])
+    ['id', 'source', 'frame', 'formula', 'n_sites', 'formation_energy_ev_per_atom']
+    >>> bool(frame.set_index("id").band_gap_ev["MgO"] > 3)
+    True
+
+    Structures of other packages, one or many; ``bulk-plugin`` adds columns of its property:
+
+    >>> from ase.build import bulk
+    >>> found = matxfer.predict([bulk("Si"), bulk("Cu")], "bulk-plugin")
+    >>> list(found.columns[9:12])
+    ['bulk_modulus_gpa', 'bulk_modulus_gpa_std', 'bulk_modulus_gpa_lo']
+
+    What cannot be used keeps its row:
+
+    >>> matxfer.predict(["examples/Cu.cif", "gone.cif"], model="mp-small").error_kind[1]
+    'missing_file'
     """
     import pandas as pd
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from matxfer.graph import GraphArrays, GraphOptions, build_graph
+from matxfer.html import Markup, card, facts, tag
 
 if TYPE_CHECKING:
     from matxfer.crystal import Crystal
@@ -51,6 +52,19 @@ class CrystalGraph(Data):
         from a :class:`~matxfer.data.packed.PackedGraphs`, which does not keep it, are without.
     y : (1,) float32
         Target, if one was given; (B,) in a batch.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from matxfer import Crystal, CrystalGraph
+    >>> graph = CrystalGraph.from_crystal(Crystal.from_ase(bulk("NaCl", "rocksalt", 5.64)), y=-2.1)
+    >>> graph.z.tolist(), graph.multiplicity.tolist()
+    ([11, 17], [1.0, 1.0])
+    >>> round(float(graph.edge_weight.min()), 2)
+    2.82
+    >>> from torch_geometric.loader import DataLoader
+    >>> next(iter(DataLoader([graph, graph], batch_size=2))).num_graphs
+    2
     """
 
     z: Tensor
@@ -88,6 +102,30 @@ class CrystalGraph(Data):
         if key == "node_of_site":
             return int(self.num_nodes)
         return int(super().__inc__(key, value, *args, **kwargs))
+
+    def _repr_html_(self) -> str:
+        from ase.data import chemical_symbols
+
+        atoms: dict[int, float] = {}
+        for z, count in zip(self.z.tolist(), self.multiplicity.tolist(), strict=True):
+            atoms[z] = atoms.get(z, 0.0) + count
+        distance = self.edge_weight
+        spread = None
+        if len(distance):
+            spread = f"{float(distance.min()):.3f} to {float(distance.max()):.3f} Å"
+        about = {
+            "graphs": self.num_graphs,
+            "atoms": round(sum(atoms.values())),
+            "nodes, one per symmetry orbit": len(self.z),
+            "edges": int(self.edge_index.shape[1]),
+            "edges per node": len(distance) / max(len(self.z), 1),
+            "distances": spread,
+            "composition": ", ".join(
+                f"{chemical_symbols[z]} {n:g}" for z, n in sorted(atoms.items())
+            ),
+            "target": float(self.y[0]) if self.num_graphs == 1 and "y" in self else None,
+        }
+        return card("CrystalGraph", facts(about), _histogram(distance))
 
     @classmethod
     def from_crystal(
@@ -162,3 +200,30 @@ class CrystalGraph(Data):
         graph = cls.from_arrays(arrays, y)
         del graph.node_of_site
         return graph
+
+
+def _histogram(distance: Tensor) -> Markup | None:
+    """Return a small drawing of how many edges there are of each length."""
+    if not len(distance):
+        return None
+    count, edges = np.histogram(distance.numpy(), bins=40, range=(0.0, float(distance.max()) or 1))
+    width, height = 320, 60
+    bars = (
+        tag(
+            "rect",
+            tag("title", f"{edges[k]:.2f} to {edges[k + 1]:.2f} Å: {n} edges"),
+            x=f"{8 * k}",
+            y=f"{height - height * n / count.max():.1f}",
+            width="7",
+            height=f"{height * n / count.max():.1f}",
+            fill="#0072B2",
+        )
+        for k, n in enumerate(count)
+        if n
+    )
+    words = tag(
+        "text", f"edges by length, 0 to {edges[-1]:.2f} Å", x="0", y=f"{height + 14}",
+        font_size="11", fill="currentColor",
+    )  # fmt: skip
+    box = f"0 0 {width} {height + 20}"
+    return tag("svg", *bars, words, viewBox=box, width=width, height=height + 20, role="img")

@@ -286,6 +286,6 @@ def _facts(calculator: MatxferCalculator, **options: Any) -> dict[str, Any]:
 
 
 def _checksum(folder: Path | None) -> str:
-    from matxfer.files import sha256
+    from matxfer.plugin_files import weights_checksum
 
-    return sha256(folder / "plugin.safetensors") if folder is not None else ""
+    return weights_checksum(folder) if folder is not None else ""

@@ -89,6 +89,12 @@ def test_import_is_light():
     assert found == []
 
 
+def test_the_package_runs_as_a_module():
+    words = (sys.executable, "-m", "matxfer", "--help")
+    result = subprocess.run(words, check=True, capture_output=True, text=True, timeout=60)
+    assert "finetune" in result.stdout
+
+
 def test_help_takes_less_than_a_second():
     seconds = []
     for words in (["--help"], ["predict", "--help"], ["finetune", "--help"]):

@@ -27,7 +27,6 @@ from matxfer.domain.effects import (
     systematic_effects,
     trimmed_p_value,
 )
-from matxfer.domain.figures import _place
 from matxfer.domain.kinds import name_kinds, unseen_elements
 from matxfer.domain.sample import make_sample, read_collection
 from matxfer.domain.structures import (
@@ -738,19 +737,6 @@ def test_an_evaluation_is_weighed_for_a_target(tiny_model, tiny_model_folder, tm
     out = capsys.readouterr().out
     assert f"MAE {found['weighted']['mae']:.4g} eV/atom" in out
     assert f"as good as {found['weighted']['weights']['effective_rows']:.0f} rows" in out
-
-
-def test_the_periodic_table_is_that_of_pymatgen():
-    from pymatgen.core.periodic_table import Element
-
-    places = {z: _place(z) for z in range(1, 104)}
-    assert len(set(places.values())) == 103
-    for z, (column, row) in places.items():
-        element = Element.from_Z(z)
-        if element.is_lanthanoid or element.is_actinoid:
-            assert row > 7
-        else:
-            assert (column + 1, row + 1) == (element.group, element.row)
 
 
 # -- with the real model --------------------------------------------------------------------

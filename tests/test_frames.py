@@ -62,6 +62,16 @@ def test_tables_and_extended_xyz_say_the_same(atoms, frame, tmp_path):
     assert np.abs(np.stack(frame[STRESS])).max() > 0.01
 
 
+def test_atoms_are_frames_without_a_file(atoms, frame):
+    frames = read_frames(atoms)
+    same(frames, frame)
+    assert frames.name == "<atoms>"
+    same(read_frames([*atoms[:4], *atoms[4:]][:7]), frame[:7])
+    assert (read_frames(tuple(atoms)).split == frames.split).all()
+    with pytest.raises(TableError, match="neither energies nor forces"):
+        read_frames([a.copy() for a in atoms])  # a copy has no calculator
+
+
 def test_marked_references_come_before_plain_results(atoms, frame, tmp_path):
     marked = []
     for a in atoms:

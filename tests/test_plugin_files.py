@@ -199,6 +199,17 @@ def _edit_tensors(folder, change):
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
+    _agree(folder)
+
+
+def _agree(folder):
+    """Write the checksum of changed weights where it is compared, so that the rest is too."""
+    _edit_json(folder, sha256=sha256(folder / "plugin.safetensors"))
+
+
+def _pickled(folder):
+    torch.save({"a": torch.ones(1)}, folder / "plugin.safetensors")
+    _agree(folder)
 
 
 def _cut(path):
@@ -224,12 +235,13 @@ DAMAGE = {
     ),
     "cut weights": (
         lambda f: _cut(f / "plugin.safetensors"),
+        r"plugin\.safetensors: the checksum differs.*again",
+    ),
+    "cut weights with their checksum": (
+        lambda f: (_cut(f / "plugin.safetensors"), _agree(f)),
         r"plugin\.safetensors: not readable.*again",
     ),
-    "a pickle": (
-        lambda f: torch.save({"a": torch.ones(1)}, f / "plugin.safetensors"),
-        r"plugin\.safetensors: not readable.*again",
-    ),
+    "a pickle": (_pickled, r"plugin\.safetensors: not readable.*again"),
     "frozen layer": (
         lambda f: _edit_tensors(
             f, lambda t: t.update({"delta.layers.0.norm.weight": torch.ones(16)})

@@ -13,8 +13,8 @@ import numpy as np
 
 from matxfer.data.store import cache_folder
 from matxfer.errors import OptionError
-from matxfer.files import sha256
 from matxfer.graph import GRAPH_VERSION
+from matxfer.plugin_files import META, WEIGHTS, read_plugin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -46,9 +46,8 @@ def weights_of(model: Model, plugins: Iterable[Plugin]) -> dict[str, Any]:
     for plugin in plugins:
         if plugin.folder is None:
             raise OptionError(f"plugin {plugin.name!r} has not been saved; save it first")
-        names = ("plugin.safetensors", "plugin.json")
-        files = {name: sha256(plugin.folder / name) for name in names}
-        found.append({"name": plugin.name, **files})
+        sums = read_plugin(plugin.folder).checksums()
+        found.append({"name": plugin.name, **{name: sums[name] for name in (WEIGHTS, META)}})
     if not model.checksum:
         raise OptionError(f"model {model.name!r} has not been saved; save it first")
     return {

@@ -7,6 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from matxfer.benchmark.arguments import (
+    DATA,
+    MODEL,
+    OUTPUT,
+    AsJson,
+    BaseModel,
+    Data,
+    Epochs,
+    Output,
+    Splits,
+    Tasks,
+    Threads,
+    chosen_of,
+    use_threads,
+    write_document,
+)
+from matxfer.benchmark.matbench_cli import matbench
 from matxfer.errors import OptionError
 from matxfer.terminal import integers, interruptible, print_json, say
 
@@ -14,35 +31,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matxfer.benchmark.bench import Bench
-    from matxfer.benchmark.markdown import Table
     from matxfer.benchmark.records import Record
 
 app = typer.Typer(
     name="benchmark",
     help="What transfer is worth: the eight small tasks beside published results, learning curves, "
-    "and the target's error against the source's. A killed benchmark goes on with the same "
-    "command; several may run side by side.",
+    "the target's error against the source's, and Matbench v0.1. A killed benchmark goes on with "
+    "the same command; several may run side by side.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-Data = Annotated[
-    str, typer.Option("--data", envvar="MATXFER_DATA", help="Folder of the data tables.")
-]
-BaseModel = Annotated[
-    str, typer.Option("--model", help="Base model; the default has seen no material of the tasks.")
-]
-Tasks = Annotated[str | None, typer.Option("--tasks", help="With commas between them.")]
-Splits = Annotated[str, typer.Option("--splits", help="Published splits, such as 0,1,2.")]
-Threads = Annotated[int | None, typer.Option("--threads", help="Of torch (default: all CPUs).")]
-Epochs = Annotated[
-    int | None, typer.Option("--epochs", help="At most so many passes, for a quick look.")
-]
-Output = Annotated[
-    str, typer.Option("-o", "--output", help="Folder of raw results, tables and figures.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-DATA, MODEL, OUTPUT = "../shared/data", "mp-base-strict", "runs/benchmark"
+app.command()(matbench)
 
 
 @app.command()
@@ -76,13 +76,15 @@ def transfer(
     known = list(benchmark.variants(bench.last))
     wanted = benchmark.runs(
         bench,
-        _chosen("--tasks", tasks, bench.data.names, bench.data.names),
-        _chosen("--variants", variants, known, known),
+        chosen_of("--tasks", tasks, bench.data.names, bench.data.names),
+        chosen_of("--variants", variants, known, known),
         integers("--splits", splits),
     )
     _complete(bench, wanted, output)
     records = _records(bench, output)
-    _write(bench, output, "transfer", benchmark.TITLE, benchmark.tables(bench, records), as_json)
+    write_document(
+        bench.model, output, "transfer", benchmark.TITLE, benchmark.tables(bench, records), as_json
+    )
     if as_json:
         named = benchmark.named(bench, records)
         print_json(summarised(Results(named, bench.data.published)))
@@ -120,15 +122,15 @@ def curves(
     bench = _bench(data, model, epochs, threads)
     wanted = benchmark.runs(
         bench,
-        _chosen("--tasks", tasks, bench.data.names, benchmark.TASKS),
-        _chosen("--variants", variants, list(known_variants(bench.last)), benchmark.VARIANTS),
+        chosen_of("--tasks", tasks, bench.data.names, benchmark.TASKS),
+        chosen_of("--variants", variants, list(known_variants(bench.last)), benchmark.VARIANTS),
         integers("--splits", splits),
         [percent / 100 for percent in percents],
     )
     rows = benchmark.rows(bench, _complete(bench, wanted, output))
     drawn = benchmark.draw(rows, Path(output) / "curves.png")
     _write_rows(rows, output, "curves", drawn)
-    _write(bench, output, "curves", benchmark.TITLE, benchmark.tables(rows), as_json)
+    write_document(bench.model, output, "curves", benchmark.TITLE, benchmark.tables(rows), as_json)
     if as_json:
         print_json({"rows": rows})
 
@@ -164,8 +166,8 @@ def plane(
         by_way = dict.fromkeys(by_way, _numbers("--strengths", strengths))
     bench = _bench(data, model, epochs, threads)
     asked = (
-        _chosen("--tasks", tasks, bench.data.names, benchmark.TASKS),
-        _chosen("--methods", methods, benchmark.METHODS, benchmark.METHODS),
+        chosen_of("--tasks", tasks, bench.data.names, benchmark.TASKS),
+        chosen_of("--methods", methods, benchmark.METHODS, benchmark.METHODS),
         integers("--splits", splits),
         by_way,
     )
@@ -173,26 +175,21 @@ def plane(
     rows = benchmark.rows(bench, records, *asked)
     drawn = benchmark.draw(rows, Path(output) / "plane.png")
     _write_rows(rows, output, "plane", drawn)
-    _write(bench, output, "plane", benchmark.TITLE, benchmark.tables(rows), as_json)
+    write_document(bench.model, output, "plane", benchmark.TITLE, benchmark.tables(rows), as_json)
     if as_json:
         print_json({"rows": rows})
 
 
 def _bench(data: str, model: str, epochs: int | None, threads: int | None) -> Bench:
-    import torch
-
     from matxfer.benchmark.bench import Bench
     from matxfer.benchmark.tasks import DataFolder
-    from matxfer.data.store import available_cpus
     from matxfer.model import load_model
 
-    if threads is not None and threads < 1:
-        raise OptionError(f"--threads is {threads}, but must be at least 1")
     folder = DataFolder(data)
     if not folder.published:
         places = " or ".join(map(str, folder.published_places))
         say(f"no published results in {places}: the tables go without; put the file there")
-    torch.set_num_threads(threads or available_cpus())
+    use_threads(threads)
     return Bench(load_model(model), folder, epochs)
 
 
@@ -241,37 +238,6 @@ def _write_rows(rows: Sequence[dict[str, Any]], output: str, name: str, drawn: b
     write_csv(rows, Path(output) / f"{name}.csv")
     if not drawn:
         say(f"matplotlib is not installed, so {name}.png is not drawn; {name}.csv has its numbers")
-
-
-def _write(
-    bench: Bench, output: str, name: str, title: str, tables: Sequence[Table], as_json: bool
-) -> None:
-    """Write (and print) the tables."""
-    import torch
-
-    from matxfer.benchmark import markdown
-
-    about = markdown.facts(
-        torch.get_num_threads(), model=bench.model.name, weights=bench.model.checksum[:12]
-    )
-    text = markdown.document(title, markdown.command_line("matxfer"), about, tables)
-    (Path(output) / f"{name}.md").write_text(text, encoding="utf-8")
-    if not as_json:
-        typer.echo(text)
-
-
-def _chosen(
-    option: str, text: str | None, known: Sequence[str], default: Sequence[str]
-) -> list[str]:
-    """Read names with commas between them, all of which must be known."""
-    if text is None:
-        return list(default)
-    names = [word.strip() for word in text.split(",") if word.strip()]
-    if foreign := [name for name in names if name not in known]:
-        raise OptionError(f"{option}: {foreign[0]!r} is not among {list(known)}")
-    if not names:
-        raise OptionError(f"{option} {text!r}: write names with commas, such as {known[0]}")
-    return names
 
 
 def _numbers(option: str, text: str) -> list[float]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from matxfer.benchmark import figures
 from matxfer.benchmark.markdown import Table, spread
 from matxfer.benchmark.transfer import named, variants
+from matxfer.plot.curves import learning_curve
+from matxfer.plot.style import panels, save, with_unit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,33 +140,21 @@ def _values(rows: Sequence[dict[str, Any]], share: float, what: str = "test_mae"
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> bool:
     """Draw the curves, a panel per task; return whether matplotlib is there to do it."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    made = figures.panels(max(len(tasks), 1))
+    made = panels(max(len(tasks), 1))
     if made is None:
         return False
     figure, axes = made
-    names = list(dict.fromkeys(row["variant"] for row in rows))
-    for axis, task in zip(axes, tasks, strict=False):
-        for k, name in enumerate(names):
-            mine = [row for row in rows if (row["task"], row["variant"]) == (task, name)]
-            shares = sorted({row["share"] for row in mine})
-            groups = [[row for row in mine if row["share"] == share] for share in shares]
-            x = [statistics.mean(row["train_rows"] for row in group) for group in groups]
-            errors = [[row["test_mae"] for row in group] for group in groups]
-            y = [statistics.mean(values) for values in errors]
-            bars = [
-                [mean - min(values) for mean, values in zip(y, errors, strict=True)],
-                [max(values) - mean for mean, values in zip(y, errors, strict=True)],
-            ]
-            axis.errorbar(x, y, yerr=bars, label=name, capsize=2, **figures.style(k))
-        unit = next(row["unit"] for row in rows if row["task"] == task)
-        axis.set(xscale="log", yscale="log", title=task, xlabel="training rows")
-        sizes = sorted({row["train_rows"] for row in rows if row["task"] == task})
-        axis.set_xticks(sizes, [f"{size}" for size in sizes])
-        axis.set_xticks([], minor=True)
-        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-            ticks("{x:g}")
-        axis.set_ylabel("test MAE" + (f", {unit}" if unit else ""))
-    axes[0].legend()
+    for k, (axis, task) in enumerate(zip(axes, tasks, strict=False)):
+        mine = [row for row in rows if row["task"] == task]
+        learning_curve(
+            [row["train_rows"] for row in mine],
+            [row["test_mae"] for row in mine],
+            groups=[row["variant"] for row in mine],
+            label=with_unit("test MAE", mine[0]["unit"]),
+            title=task,
+            legend=k == 0,
+            ax=axis,
+        )
     figure.suptitle("mean and range over the splits", fontsize="small")
-    figures.save(figure, path)
+    save(figure, path)
     return True

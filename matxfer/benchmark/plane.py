@@ -9,10 +9,11 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from matxfer.benchmark import figures
 from matxfer.benchmark.markdown import Table
 from matxfer.benchmark.summary import TOLERANCE, mean_changes
 from matxfer.benchmark.transfer import frozen, retained
+from matxfer.plot.retention import retention_plane
+from matxfer.plot.style import panels, save
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -170,31 +171,27 @@ def tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> bool:
     """Draw the plane, a panel per task; return whether matplotlib is there to do it."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    made = figures.panels(max(len(tasks), 1))
+    made = panels(max(len(tasks), 1))
     if made is None:
         return False
     figure, axes = made
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    for axis, task in zip(axes, tasks, strict=False):
-        for k, method in enumerate(methods):
-            mine = [row for row in rows if (row["task"], row["method"]) == (task, method)]
-            x = [100 * row["source_change"] for row in mine]
-            y = [row["test_mae"] for row in mine]
-            axis.plot(x, y, label=method, linewidth=1, markersize=5, **figures.style(k))
-            for row, *point in zip(mine, x, y, strict=True):
-                if row["strength"]:
-                    sign = "K" if method == FREEZING else "λ"
-                    text = f"{sign}={row['strength']:g}"
-                    colour = figures.style(k)["color"]
-                    axis.annotate(text, point, (3, 3), textcoords="offset points", fontsize=5,
-                                  color=colour)  # fmt: skip
-        unit = next(row["unit"] for row in rows if row["task"] == task)
-        # Damage spans decades, and what is held stays around zero.
-        axis.set_xscale("symlog", linthresh=1)
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.axvline(100 * TOLERANCE, color="0.7", linewidth=0.8, linestyle=":")
-        axis.set(title=task, xlabel="mean change of the source errors, %")
-        axis.set_ylabel("test MAE" + (f", {unit}" if unit else ""))
-    axes[0].legend(fontsize="small")
-    figures.save(figure, path)
+    for k, (axis, task) in enumerate(zip(axes, tasks, strict=False)):
+        mine = [row for row in rows if row["task"] == task]
+        retention_plane(
+            [row["source_change"] for row in mine],
+            [row["test_mae"] for row in mine],
+            groups=[row["method"] for row in mine],
+            strengths=[_mark(row["method"], row["strength"]) for row in mine],
+            unit=mine[0]["unit"],
+            tolerance=TOLERANCE,
+            title=task,
+            legend=k == 0,
+            ax=axis,
+        )
+    save(figure, path)
     return True
+
+
+def _mark(method: str, strength: float) -> float | str:
+    """Return what is written beside a point: λ, or the number of frozen layers."""
+    return f"K={strength:g}" if method == FREEZING and strength else strength

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -27,6 +28,7 @@ from matxfer.runtime import leave_interrupts_to_the_parent
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+_log = logging.getLogger(__name__)
 _CHUNK = 500
 
 
@@ -114,9 +116,12 @@ def graph_store(
     """
     folder = (cache or cache_folder()) / "graphs" / store_key(crystals, options)
     try:
-        return _open(folder)
+        found = _open(folder)
     except ValueError:
-        pass
+        _log.info("graphs of %d structures: to be built", len(crystals))
+    else:
+        _log.info("graphs of %d structures: from %s", len(crystals), folder)
+        return found
     packs: list[PackedGraphs] = []
     errors: dict[int, str] = {}
     done = 0

@@ -138,8 +138,13 @@ def _row(
     name = _text(cells.get(card.id_column)) or f"{card.name}-{index}"
     row: dict[str, Any] = {"material_id": name, "formula": _text(cells.get(card.formula_column))}
     if card.structure_column and not reasons:
-        build = partial(crystal_of_json, cells[card.structure_column], name)
-        crystal = attempt(build, "the structure", "see the published file")
+        given = cells[card.structure_column]
+        build = partial(crystal_of_json, given, name)
+        crystal = (
+            given
+            if isinstance(given, Crystal | CrystalError)
+            else attempt(build, "the structure", "see the published file")
+        )
         if isinstance(crystal, CrystalError):
             reasons.append(crystal.reason)
         else:

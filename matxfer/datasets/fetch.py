@@ -61,11 +61,7 @@ def fetch_dataset(
     """
     started = time.monotonic()
     card = find_card(name)
-    table = Path(output) if output is not None else Path(f"{card.name}.parquet")
-    if table.suffix.lower() != ".parquet":
-        raise DatasetError(f"{table}: the table is a Parquet file; let its name end in .parquet")
-    if not table.parent.is_dir():
-        raise DatasetError(f"{table.parent}: there is no such folder; make it first")
+    table = output_table(output if output is not None else f"{card.name}.parquet")
     if source is None:
         published = download(card, patience=patience, on_bytes=on_bytes)
         found, verified = card.sha256, True
@@ -80,6 +76,22 @@ def fetch_dataset(
             f"{table}: has {conversion.rows} rows where the card says {card.rows}; correct the card"
         )
     return {"table": str(table), **asdict(conversion), **facts}
+
+
+def output_table(output: str | Path) -> Path:
+    """Return the path of a table that can be written.
+
+    Raises
+    ------
+    DatasetError
+        If it is no Parquet file, or there is no such folder.
+    """
+    table = Path(output)
+    if table.suffix.lower() != ".parquet":
+        raise DatasetError(f"{table}: the table is a Parquet file; let its name end in .parquet")
+    if not table.parent.is_dir():
+        raise DatasetError(f"{table.parent}: there is no such folder; make it first")
+    return table
 
 
 def _checked(card: DatasetCard, published: Path, *, unverified: bool) -> tuple[str, bool]:

@@ -62,6 +62,16 @@ def rows_of(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, 
         ) from error
 
 
+def is_split(path: Path) -> bool:
+    """Return whether a JSON file begins like a data frame in split form."""
+    try:
+        with open_binary(path, MAX_FILE_BYTES) as stream:
+            text = _Scanner(io.TextIOWrapper(stream, encoding="utf-8"))
+            return next(text.keys_of_object(), "") in {"columns", "index", "data"}
+    except (OSError, EOFError, ValueError, RecursionError, CrystalError):
+        return False
+
+
 def _rows(text: _Scanner, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, Any] | str]]:
     columns: list[str] | None = None
     index: list[Any] = []

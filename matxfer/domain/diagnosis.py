@@ -21,6 +21,7 @@ from matxfer.domain.sample import (
 from matxfer.domain.values import compare_values, like_quantity
 from matxfer.errors import OptionError
 from matxfer.model import Model, load_model
+from matxfer.notebook import told_in_notebook
 from matxfer.runtime import keep_large_blocks
 
 if TYPE_CHECKING:
@@ -44,6 +45,15 @@ class Diagnosis:
         The samples, for figures.
     unread
         How many structures of both could not be used.
+
+    Examples
+    --------
+    >>> from matxfer.domain import diagnose
+    >>> found = diagnose("solids.parquet", "examples", model="mp-small", permutations=199)
+    >>> found.model, found.unread
+    ('mp-small', 0)
+    >>> print(next(found.lines()))
+    solids.parquet → examples, seen by mp-small
     """
 
     source_name: str
@@ -130,6 +140,7 @@ class Diagnosis:
             )
 
 
+@told_in_notebook("on_graphs", "building graphs")
 def diagnose(
     source: Any,
     target: Any,
@@ -182,6 +193,13 @@ def diagnose(
         If a column is missing, or there are too few structures.
     OptionError
         If an option is out of its range.
+
+    Examples
+    --------
+    >>> from matxfer.domain import diagnose
+    >>> found = diagnose("solids.parquet", "examples", model="mp-small", permutations=199)
+    >>> found.to_json()["covariate_shift"], found.to_json()["concept_shift"]
+    (True, None)
     """
     keep_large_blocks()
     base = model if isinstance(model, Model) else load_model(model)

@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from matxfer.benchmark.figures import COLOURS, save
 from matxfer.data.properties import unit_of
 from matxfer.domain.covariate import components
+from matxfer.errors import OptionError
+from matxfer.plot.elements import periodic_table
+from matxfer.plot.maps import embedding_map
+from matxfer.plot.style import COLOURS, new_figure, save
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from matxfer.domain.diagnosis import Diagnosis
-
-#: Blue, white, orange: poles that the colour-blind tell apart.
-_DIVERGING = ("#2166AC", "#F7F7F7", "#B35806")
-#: First and last atomic numbers of the two rows below the table.
-_LANTHANIDES, _ACTINIDES = (57, 71), (89, 103)
 
 
 def draw_diagnosis(diagnosis: Diagnosis, path: str | Path) -> bool:
@@ -30,20 +28,17 @@ def draw_diagnosis(diagnosis: Diagnosis, path: str | Path) -> bool:
     target and source values per atom of each element, or values against source predictions of
     another quantity.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
     rules = diagnosis.concept
     three = bool(rules.elements) or rules.points is not None
-    figure = Figure(figsize=(17 if three else 12, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    try:
+        figure = new_figure(17 if three else 12, 5)
+    except OptionError:
+        return False
     axes = figure.subplots(
         1, 3 if three else 2, squeeze=False, width_ratios=[1, 1.9, 1.1][: 3 if three else 2]
     )[0]
-    _map(axes[0], diagnosis)
-    _elements(figure, axes[1], diagnosis)
+    draw_map(axes[0], diagnosis)
+    draw_elements(axes[1], diagnosis)
     if rules.elements:
         _residuals(axes[2], diagnosis)
     elif rules.points is not None:
@@ -52,87 +47,33 @@ def draw_diagnosis(diagnosis: Diagnosis, path: str | Path) -> bool:
     return True
 
 
-def _map(axis: Any, diagnosis: Diagnosis) -> None:
+def draw_map(axis: Any, diagnosis: Diagnosis) -> None:
+    """Draw source and target as points, near those with like fingerprints."""
     source, target = diagnosis.source, diagnosis.target
     layer = max(source.layers)
     at = components(np.concatenate([source.layers[layer], target.layers[layer]]), 2)
-    parts = (
-        ("source", at[: len(source)], COLOURS[0], "o"),
-        ("target", at[len(source) :], COLOURS[1], "^"),
+    flat = np.column_stack([at, np.zeros(len(at))])[:, :2]  # of two structures there is one alone
+    parts = {"source": flat[: len(source)], "target": flat[len(source) :]}
+    embedding_map(
+        parts, method="none", title=f"Fingerprints, AUC {diagnosis.covariate.auc:.3f}", ax=axis
     )
-    for name, points, colour, marker in parts:
-        label = f"{name} (n = {len(points)})"
-        axis.scatter(
-            points[:, 0], points[:, -1], s=12, c=colour, marker=marker, alpha=0.5, lw=0, label=label
-        )
     axis.set_xlabel(f"principal component 1 of layer {layer} (no unit)")
     axis.set_ylabel("principal component 2 (no unit)")
-    axis.set_title(f"Fingerprints, AUC {diagnosis.covariate.auc:.3f}")
-    axis.legend(loc="best", fontsize=8)
 
 
-def _elements(figure: Any, axis: Any, diagnosis: Diagnosis) -> None:
+def draw_elements(axis: Any, diagnosis: Diagnosis) -> None:
+    """Draw how much more often each element occurs in the target."""
     there = (diagnosis.source.facts.fractions > 0).mean(axis=0)
     here = (diagnosis.target.facts.fractions > 0).mean(axis=0)
     present = {int(z): 100 * float(here[z] - there[z]) for z in np.flatnonzero(here + there > 0)}
-    label = "structures that hold it, target − source (percentage points)"
-    _periodic_table(figure, axis, present, label, set(diagnosis.covariate.unseen.numbers))
-    axis.set_title("Elements (thick frame: unseen in the source)")
-
-
-def _periodic_table(
-    figure: Any, axis: Any, values: dict[int, float], label: str, framed: set[int]
-) -> None:
-    """Draw a value per element as a heat map, white at zero; grey: no structure holds it."""
-    from ase.data import chemical_symbols
-    from matplotlib.colors import LinearSegmentedColormap, Normalize
-    from matplotlib.patches import Rectangle
-
-    limit = max((abs(v) for v in values.values()), default=1.0) or 1.0
-    scale = Normalize(-limit, limit)
-    colours = LinearSegmentedColormap.from_list("gap", _DIVERGING)
-    for z in range(1, 104):
-        column, row = _place(z)
-        colour = colours(scale(values[z])) if z in values else "#CFCFCF"
-        thick = z in framed
-        axis.add_patch(
-            Rectangle(
-                (column, -row), 0.94, 0.94, facecolor=colour, edgecolor="black",
-                lw=2.0 if thick else 0.3, zorder=2 if thick else 1,
-            )
-        )  # fmt: skip
-        dark = z in values and abs(values[z]) > 0.65 * limit
-        axis.text(
-            column + 0.47, 0.47 - row, chemical_symbols[z], ha="center", va="center", fontsize=7,
-            color="white" if dark else "black", zorder=3,
-        )  # fmt: skip
-    axis.set_xlim(-0.1, 18.1)
-    axis.set_ylim(-9.2, 1.1)
-    axis.set_aspect("equal")
-    axis.axis("off")
-    from matplotlib.cm import ScalarMappable
-
-    bar = figure.colorbar(
-        ScalarMappable(scale, colours), ax=axis, orientation="horizontal", shrink=0.7, pad=0.02
+    periodic_table(
+        present,
+        "structures that hold it, target − source (percentage points)",
+        signed=True,
+        framed=diagnosis.covariate.unseen.numbers,
+        title="Elements (thick frame: unseen in the source)",
+        ax=axis,
     )
-    bar.set_label(label)
-
-
-def _place(z: int) -> tuple[int, float]:
-    """Return column and row of an element, from 0, with the f block below."""
-    for row, (first, last) in enumerate((_LANTHANIDES, _ACTINIDES)):
-        if first <= z <= last:
-            return z - first + 3, 7.3 + row
-    begins = (1, 3, 11, 19, 37, 55, 87)
-    period = sum(z >= begin for begin in begins) - 1
-    step = z - begins[period]
-    if period == 0:
-        return (0, 0) if z == 1 else (17, 0)
-    if period < 3:
-        return (step if step < 2 else step + 10), period
-    if period > 4 and step > 15:  # after the f block
-        return step - 14, period
-    return step, period
 
 
 def _residuals(axis: Any, diagnosis: Diagnosis) -> None:

@@ -1,8 +1,7 @@
-"""Rows of an evaluation weighed for a target: errors as they would be on its structures."""
+"""Rows weighed for a target: errors as on its structures, and models made for them."""
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from matxfer.data.packed import PackedGraphs
-    from matxfer.evaluation import Weigh
     from matxfer.model import Model
+    from matxfer.transfer.row_weights import Weigh
 
 
 def weights_for(
@@ -37,7 +36,18 @@ def weights_for(
     Returns
     -------
     callable
-        For :func:`matxfer.evaluate`. It warns where the weights are too uneven to be used.
+        For ``weigh`` of :func:`matxfer.evaluate`, which warns where the weights are too uneven to
+        be used, and of :func:`matxfer.finetune`, which refuses them.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> from matxfer.domain import weights_for
+    >>> figures = matxfer.evaluate(
+    ...     "solids.parquet", "bulk_modulus_gpa", "bulk-plugin", weigh=weights_for("examples")
+    ... )
+    >>> figures["weighted"]["unit"]
+    'GPa'
     """
     found = read_collection(target, structure_column=structure_column)
     chosen = draw(np.arange(len(found)), sample, seed)
@@ -53,8 +63,7 @@ def weights_for(
         there = run_layers(model, own, usable, (last,))[0][last]
         both = components(np.concatenate([here, there]))
         weights = density_ratio(both[: len(here)], both[len(here) :], seed=seed)
-        if not weights.usable:
-            warnings.warn(f"{found.name}: {weights.words()}", stacklevel=2)
-        return weights.values, weights.to_json()
+        words = f"{found.name}: {weights.words()}"
+        return weights.values, weights.to_json() | {"words": words}
 
     return weigh

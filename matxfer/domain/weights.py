@@ -42,6 +42,15 @@ class ImportanceWeights:
         Share of rows that were cut to the limit.
     cover
         Mean of the ratio before it was cut and scaled: 1 where the source covers the target.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matxfer.domain import density_ratio
+    >>> rng = np.random.default_rng(0)
+    >>> weights = density_ratio(rng.normal(0, 1, (200, 1)), rng.normal(0, 1, (200, 1)))
+    >>> round(float(weights.values.mean()), 6), weights.usable
+    (1.0, True)
     """
 
     values: Floats
@@ -117,6 +126,18 @@ def density_ratio(
     ------
     OptionError
         If there are fewer than five rows of either, or the widths differ.
+
+    Examples
+    --------
+    Rows that resemble the target count more:
+
+    >>> import numpy as np
+    >>> from matxfer.domain import density_ratio
+    >>> rng = np.random.default_rng(0)
+    >>> source, target = rng.normal(0, 1, (300, 1)), rng.normal(1, 1, (300, 1))
+    >>> values = density_ratio(source, target).values
+    >>> bool(values[source[:, 0] > 1].mean() > 4 * values[source[:, 0] < 0].mean())
+    True
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict

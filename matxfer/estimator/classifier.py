@@ -86,6 +86,16 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
     >>> from matxfer.estimator import TransferClassifier
     >>> TransferClassifier(C=1.0)
     TransferClassifier(C=1.0)
+    >>> from ase.build import bulk
+    >>> metals = [bulk(name) for name in ("Al", "Cu", "Ag", "Au", "Ni")]
+    >>> others = [bulk(name) for name in ("Si", "Ge", "C")] + [
+    ...     bulk("MgO", "rocksalt", 4.2), bulk("NaCl", "rocksalt", 5.6)
+    ... ]
+    >>> classifier = TransferClassifier(model="mp-small", C=1.0).fit(
+    ...     metals + others, ["metal"] * 5 + ["other"] * 5
+    ... )
+    >>> [str(label) for label in classifier.predict([bulk("Pd"), bulk("LiF", "rocksalt", 4.0)])]
+    ['metal', 'other']
     """
 
     def __init__(

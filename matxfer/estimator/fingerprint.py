@@ -53,6 +53,18 @@ class StructureFingerprint(TransformerMixin, BaseEstimator):
         The layers read.
     n_features_out_
         Width D of a fingerprint: statistics × layers × features of an atom.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from matxfer import StructureFingerprint
+    >>> from sklearn.decomposition import PCA
+    >>> from sklearn.pipeline import make_pipeline
+    >>> solids = [bulk(name) for name in ("Al", "Cu", "Ag", "Au", "Si", "Ge")]
+    >>> StructureFingerprint("mp-small", layers=(3,)).fit_transform(solids).shape
+    (6, 384)
+    >>> make_pipeline(StructureFingerprint("mp-small"), PCA(2)).fit_transform(solids).shape
+    (6, 2)
     """
 
     def __init__(

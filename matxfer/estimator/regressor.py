@@ -80,6 +80,14 @@ class TransferRegressor(RegressorMixin, BaseEstimator):
     >>> from matxfer.estimator import TransferRegressor
     >>> TransferRegressor("band_gap_ev", features="ridge").get_params()["features"]
     'ridge'
+    >>> from ase.build import bulk
+    >>> solids = [bulk(name) for name in "Al Cu Ag Au Ni Pd Pt Pb Fe W V Nb".split()]
+    >>> gpa = [79, 140, 104, 177, 184, 187, 283, 46, 170, 310, 157, 170]
+    >>> regressor = TransferRegressor(
+    ...     "bulk_modulus_gpa", model="mp-small", strategy="features", validation_fraction=0.2
+    ... ).fit(solids, gpa)
+    >>> regressor.predict([bulk("Rh"), bulk("Ir")]).shape
+    (2,)
     """
 
     def __init__(

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+
+import numpy as np
+from torch import nn
+
+from matxfer.graph import GraphOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor, nn
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
 
     from matxfer.data.batch import GraphLike
-    from matxfer.graph import GraphOptions
+    from matxfer.data.packed import PackedGraphs
 
 
 @dataclass(slots=True, eq=False)
@@ -21,11 +29,24 @@ class Features:
     Attributes
     ----------
     node : (N, F) tensor
-    edge : (E, D) tensor
+    edge : (E, D) tensor; D may be 0
+    triplet : (T, A) tensor, graph by graph
+        Of a backbone with features of its own for pairs of edges; else None.
     """
 
     node: Tensor
     edge: Tensor
+    triplet: Tensor | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Features:
+        """Return the features on another device."""
+        node, edge, triplet = (
+            None if value is None else value.to(device, non_blocking=non_blocking)
+            for value in (self.node, self.edge, self.triplet)
+        )
+        assert node is not None
+        assert edge is not None
+        return Features(node, edge, triplet)
 
 
 @runtime_checkable
@@ -34,7 +55,22 @@ class Backbone(Protocol):
 
     Features after ``k`` layers are resumable: ``run(g, embed(g), 0, L)`` equals
     ``run(g, run(g, embed(g), 0, k), k, L)``. Implementations are ``nn.Module`` whose parameters
-    belong to ``blocks()``, in order from the input to the output.
+    belong to ``blocks()``, in order from the input to the output: :class:`BackboneModule` has the
+    rest, and :func:`matxfer.testing.check_backbone` tells whether a network is one.
+
+    Examples
+    --------
+    >>> import matxfer, torch
+    >>> from ase.build import bulk
+    >>> backbone = matxfer.load_model("mp-small").backbone
+    >>> isinstance(backbone, torch.nn.Module), [name for name, _ in backbone.blocks()]
+    (True, ['embed', 'layers.0', 'layers.1', 'layers.2'])
+    >>> crystal = matxfer.Crystal.from_ase(bulk("Si"))
+    >>> graph = matxfer.CrystalGraph.from_crystal(crystal, backbone.graph_options)
+    >>> half = backbone.run(graph, backbone.embed(graph), 0, 2)  # frozen layers, once
+    >>> last = backbone.run(graph, half, 2, 3)
+    >>> bool(torch.equal(last.node, backbone.run(graph, backbone.embed(graph), 0, 3).node))
+    True
     """
 
     n_layers: int
@@ -63,3 +99,74 @@ class Backbone(Protocol):
     def config(self) -> dict[str, Any]:
         """Return what is needed to build the same network again, as JSON."""
         ...
+
+
+class BackboneModule(nn.Module, ABC):
+    """A backbone with what follows from ``embed`` and ``states`` done.
+
+    A class of one's own sets :attr:`kind`, the attributes below and the modules ``embedding`` and
+    ``layers``, and defines :meth:`embed`, :meth:`states` and :meth:`config`.
+
+    Attributes
+    ----------
+    kind
+        The name under which a package declares the class (:mod:`matxfer.nn.registry`).
+    n_layers, node_dim, edge_dim
+        Number of layers L, widths F and D of the features.
+    triplet_dim
+        Width A of the features of pairs of edges; 0: there are none.
+    graph_options
+        Graphs that the network works on.
+    edge_seconds
+        About how long one edge takes in a step of training all layers on one CPU core.
+    """
+
+    kind: ClassVar[str]
+    edge_seconds: ClassVar[float] = 2e-5
+    n_layers: int
+    node_dim: int
+    edge_dim: int
+    triplet_dim: int = 0
+    graph_options: GraphOptions
+    embedding: nn.Module
+    layers: nn.ModuleList
+
+    @abstractmethod
+    def embed(self, graphs: GraphLike) -> Features:
+        """Return the features before the first layer: node (N, F), edge (E, D)."""
+
+    @abstractmethod
+    def states(
+        self, graphs: GraphLike, features: Features, start: int, stop: int
+    ) -> Iterator[Features]:
+        """Yield the features after each of the layers ``start … stop - 1``."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Return ``kind``, ``graph`` (the graph options) and the constructor's arguments."""
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build the network that :meth:`config` described, with random weights."""
+        options = {k: v for k, v in config.items() if k not in ("kind", "graph")}
+        return cls(**options, graph_options=GraphOptions.from_json(config["graph"]))
+
+    def triplets_per_graph(self, graphs: PackedGraphs) -> NDArray[np.int64]:
+        """Return how many rows of :attr:`Features.triplet` belong to each graph, (G,)."""
+        return np.zeros(len(graphs), dtype=np.int64)
+
+    def run(self, graphs: GraphLike, features: Features, start: int, stop: int) -> Features:
+        """Apply layers ``start … stop - 1``."""
+        for state in self.states(graphs, features, start, stop):
+            features = state
+        return features
+
+    def forward(self, graphs: GraphLike) -> Features:
+        """Return the features after the last layer."""
+        return self.run(graphs, self.embed(graphs), 0, self.n_layers)
+
+    def blocks(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the embedding and the layers by name, from the input to the output."""
+        yield "embed", self.embedding
+        for k, layer in enumerate(self.layers):
+            yield f"layers.{k}", layer

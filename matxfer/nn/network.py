@@ -9,7 +9,7 @@ from torch import nn
 
 from matxfer.crystal import MAX_ATOMIC_NUMBER
 from matxfer.graph import GraphOptions
-from matxfer.nn.backbone import Features
+from matxfer.nn.backbone import BackboneModule, Features
 from matxfer.nn.layers import EdgeGatedLayer, GaussianBasis, angular_basis, polynomial_envelope
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Embedding(nn.Module):
         return Features(self.element(z), self.bond(self.basis(distance)))
 
 
-class EdgeGatedNetwork(nn.Module):
+class EdgeGatedNetwork(BackboneModule):
     """Embedding and L edge-gated layers; invariant to rotation, translation and choice of cell.
 
     Only distances and, with ``angular_dim``, angles at the receiving atom enter, so features are
@@ -93,12 +93,6 @@ class EdgeGatedNetwork(nn.Module):
         features: Features = self.embedding(graphs.z, _distance(graphs))
         return features
 
-    def run(self, graphs: GraphLike, features: Features, start: int, stop: int) -> Features:
-        """Apply layers ``start … stop - 1``."""
-        for state in self.states(graphs, features, start, stop):
-            features = state
-        return features
-
     def states(
         self, graphs: GraphLike, features: Features, start: int, stop: int
     ) -> Iterator[Features]:
@@ -118,16 +112,6 @@ class EdgeGatedNetwork(nn.Module):
             node, edge = layer(node, edge, graphs.edge_index, envelope, degree, angular)
             yield Features(node, edge)
 
-    def forward(self, graphs: GraphLike) -> Features:
-        """Return the features after the last layer."""
-        return self.run(graphs, self.embed(graphs), 0, self.n_layers)
-
-    def blocks(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the embedding and the layers by name, from the input to the output."""
-        yield "embed", self.embedding
-        for k, layer in enumerate(self.layers):
-            yield f"layers.{k}", layer
-
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments as JSON."""
         return {
@@ -139,12 +123,6 @@ class EdgeGatedNetwork(nn.Module):
             "angular_dim": self.angular_dim,
             "graph": self.graph_options.to_json(),
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> EdgeGatedNetwork:
-        """Build the network that :meth:`config` described."""
-        options = {k: v for k, v in config.items() if k not in ("kind", "graph")}
-        return cls(**options, graph_options=GraphOptions.from_json(config["graph"]))
 
 
 def _distance(graphs: GraphLike) -> Tensor:

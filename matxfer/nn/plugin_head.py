@@ -1,9 +1,9 @@
 """The head of a plugin: layers it reads, readout, scaler, and the source prediction it starts from.
 
-value = inverse transform of (source + mean + std · output + Σ_Z x_Z r_Z), with the base model's own
-prediction of a like property as ``source`` where it has one: what is learned is the difference
+value = inverse transform of (a source + mean + std · output + Σ_Z x_Z r_Z), with the base model's
+own prediction of a like property as ``source`` where it has one: what is learned is the difference
 between the two, which is smaller and simpler than the value (Δ-learning, Ramakrishnan et al.,
-JCTC 11, 2087 (2015)).
+JCTC 11, 2087 (2015)). The slope a is 1 but for corrections (:mod:`matxfer.transfer.correction`).
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class PluginHead(nn.Module):
         Which states of the network are read: 0 is the embedding, k what layer k - 1 returns.
     readout
         What maps the joined layers to outputs.
-    source
-        Property of the base model whose prediction is added, if any.
+    source, slope
+        Property of the base model whose prediction is added, if any, and how many times it is.
     """
 
     def __init__(
@@ -70,9 +70,11 @@ class PluginHead(nn.Module):
         layers: Sequence[int],
         readout: ReadoutEnsemble | FeatureReadout,
         source: str | None = None,
+        slope: float = 1.0,
     ) -> None:
         super().__init__()
-        self.prop, self.layers, self.source = prop, tuple(layers), source
+        self.prop, self.layers = prop, tuple(layers)
+        self.source, self.slope = source, slope
         self.readout = readout
         self.scaler = TargetScaler(prop.transform)
 
@@ -107,7 +109,7 @@ class PluginHead(nn.Module):
         offset = self.scaler.offset(graphs)
         if self.source is not None:
             assert source is not None, f"the head starts from the base's {self.source}"
-            offset = offset + source
+            offset = offset + self.slope * source
         fitted = (offset + self.scaler.std * outputs).detach().double().mean(0)
         return Evaluation(fitted.cpu().numpy(), outputs, hidden)
 
@@ -143,6 +145,7 @@ class PluginHead(nn.Module):
             "layers": list(self.layers),
             "source": self.source,
             "readout": self.readout.to_json(),
+            **({"slope": self.slope} if self.slope != 1 else {}),
         }
 
     @classmethod
@@ -151,7 +154,8 @@ class PluginHead(nn.Module):
         options = data["readout"]
         make = FeatureReadout if "method" in options else ReadoutEnsemble
         prop = Property.from_json(data["property"])
-        return cls(prop, data["layers"], make(**options), data["source"])
+        slope = float(data.get("slope", 1.0))
+        return cls(prop, data["layers"], make(**options), data["source"], slope)
 
 
 def like_source(prop: Property, heads: Mapping[str, PropertyHead]) -> str | None:

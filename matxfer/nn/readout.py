@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,6 +55,24 @@ class AtomwiseReadout(_OutputPerAtom):
         """Map node features (N, F) to outputs (B,)."""
         weighted = self.per_node(node) * node_weights(graphs)
         return weighted.new_zeros(graphs.num_graphs).index_add(0, graphs.batch, weighted)
+
+
+class DeepAtomwiseReadout(AtomwiseReadout):
+    """The same with three hidden layers, as CHGNet has it.
+
+    Parameters
+    ----------
+    node_dim, hidden_dim
+        Widths of the node features and of the hidden layers.
+    """
+
+    kind = "deep_atomwise"
+
+    def __init__(self, node_dim: int, hidden_dim: int) -> None:
+        super().__init__(node_dim, hidden_dim)
+        widths = (node_dim, hidden_dim, hidden_dim, hidden_dim)
+        hidden = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.SiLU())]
+        self.net = nn.Sequential(nn.LayerNorm(node_dim), *hidden, nn.Linear(hidden_dim, 1))
 
 
 class SumReadout(_OutputPerAtom):
@@ -210,7 +229,14 @@ Readout = AtomwiseReadout | SumReadout | PooledReadout | AttentionReadout
 
 READOUTS: dict[str, type[Readout]] = {
     readout.kind: readout
-    for readout in (AtomwiseReadout, SumReadout, PooledReadout, ExtremaReadout, AttentionReadout)
+    for readout in (
+        AtomwiseReadout,
+        DeepAtomwiseReadout,
+        SumReadout,
+        PooledReadout,
+        ExtremaReadout,
+        AttentionReadout,
+    )
 }
 
 

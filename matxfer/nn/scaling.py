@@ -67,10 +67,12 @@ class TargetScaler(nn.Module):
         values: NDArray[np.float64],
         graphs: PackedGraphs,
         source: NDArray[np.float64] | None = None,
+        weights: NDArray[np.float64] | None = None,
     ) -> TargetScaler:
         """Fit to training values in the property's unit; NaN values are left out.
 
-        With ``source``, predictions (G,) on the fitted scale, the differences from them are fitted.
+        With ``source``, predictions (G,) on the fitted scale, the differences from them are fitted;
+        ``weights`` (G,) say how much each value counts.
 
         Raises
         ------
@@ -85,17 +87,20 @@ class TargetScaler(nn.Module):
         if not known.any():
             raise OptionError(f"{prop.name}: no training value is usable; check the column")
         y = fitted[known]
+        w = np.ones(len(y)) if weights is None else weights[known]
         if prop.per_atom_energy:
             x = composition(graphs)[known]
             present = x.any(axis=0)
             x = x[:, present]
             ridge = REFERENCE_RIDGE if source is None else DIFFERENCE_RIDGE
-            gram = x.T @ x + ridge * np.eye(x.shape[1])
-            reference = np.linalg.solve(gram, x.T @ (y - y.mean()))
+            weighed = x * w[:, None]
+            gram = weighed.T @ x + ridge * np.eye(x.shape[1])
+            reference = np.linalg.solve(gram, weighed.T @ (y - np.average(y, weights=w)))
             scaler.reference[torch.from_numpy(present)] = torch.from_numpy(reference).float()
             y = y - x @ reference
-        scaler.mean.fill_(float(y.mean()))
-        scaler.std.fill_(max(float(y.std()), 1e-8))
+        mean = float(np.average(y, weights=w))
+        scaler.mean.fill_(mean)
+        scaler.std.fill_(max(float(np.average((y - mean) ** 2, weights=w)) ** 0.5, 1e-8))
         return scaler
 
     def offset(self, graphs: GraphLike) -> Tensor:

@@ -18,6 +18,8 @@ from matxfer.potential.references import energies_per_atom
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ase import Atoms
+
     from matxfer.potential.frames import Source
     from matxfer.potential.model import Potential
 
@@ -66,7 +68,7 @@ class FrameData:
 
 
 def prepare(
-    table: Source | Sequence[Source] | Frames,
+    table: Source | Sequence[Source] | Sequence[Atoms] | Frames,
     potential: Potential,
     *,
     trained: bool,

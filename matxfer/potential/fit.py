@@ -34,6 +34,8 @@ from matxfer.transfer.freezing import check_depth, trainable_blocks
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ase import Atoms
+
     from matxfer.potential.frames import Source
 
     Progress = Callable[[int], None]
@@ -45,7 +47,7 @@ FISHER_FRAMES = 500
 
 
 def make_potential(
-    table: Source | Sequence[Source] | Frames,
+    table: Source | Sequence[Source] | Sequence[Atoms] | Frames,
     folder: str | Path,
     *,
     model: str | Path | None = "mp-small",
@@ -179,7 +181,7 @@ def _at_rest(
 
 
 def finetune_potential(
-    table: Source | Sequence[Source] | Frames,
+    table: Source | Sequence[Source] | Sequence[Atoms] | Frames,
     folder: str | Path | None = None,
     *,
     potential: str | Path | Potential = "mp-potential",
@@ -239,7 +241,10 @@ def finetune_potential(
         Path(folder).mkdir(parents=True, exist_ok=True)
     plugin.potential.elements |= set(data.elements)
     if config.strategy == "scratch":
-        fresh = potential_from(None, base.backbone.config(), base.head.hidden_dim)
+        head = base.head
+        fresh = potential_from(
+            None, base.backbone.config(), head.hidden_dim, readout=head.readout.kind
+        )
         plugin.potential.backbone.load_state_dict(fresh.backbone.state_dict())
         plugin.potential.head.load_state_dict(fresh.head.state_dict())
         fit_references(plugin.potential, packed)
@@ -258,6 +263,7 @@ def finetune_potential(
         "reference_shift_ev": {str(z): float(shift[z]) for z in np.flatnonzero(shift)},
         "configuration": asdict(config),
         "best_epoch": fit.best_epoch,
+        "history": fit.history,
         "validation_before": before["val"],
         "test_before": before["test"],
         "validation": measure(plugin.potential, packed, "val"),

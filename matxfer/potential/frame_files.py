@@ -10,7 +10,7 @@ from matxfer.data.table import TableError, crystals_or_errors, open_table, rows_
 from matxfer.errors import ErrorKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import pandas as pd
     from ase import Atoms
@@ -18,15 +18,19 @@ if TYPE_CHECKING:
 _REMEDY = "correct this frame or remove it"
 
 
+#: What messages call atoms that come from no file.
+IN_MEMORY = "<atoms>"
+
+
 def read_frame_file(
-    table: str | Path | pd.DataFrame, where: dict[str, list[Any]] | None = None
+    table: str | Path | pd.DataFrame | list[Atoms], where: dict[str, list[Any]] | None = None
 ) -> tuple[pd.DataFrame, list[Crystal | CrystalError], str]:
     """Read a table, an extended XYZ file or another file whose frames ASE reads with results.
 
     Parameters
     ----------
     table
-        The file, or a data frame.
+        The file, or a data frame; or ASE atoms, whose calculators have been asked already.
     where
         Values that a row must have in other columns to be read; in extended XYZ what stands in
         the line above the atoms is a column.
@@ -48,8 +52,11 @@ def read_frame_file(
     from matxfer.readers import is_table
 
     if isinstance(table, str | Path) and not is_table(table):
-        frame, crystals = _frames_of_atoms(Path(table))
+        frame, crystals = _frames_of_atoms(_atoms_of(Path(table)), str(table))
         source = str(table)
+    elif isinstance(table, list):
+        frame, crystals = _frames_of_atoms(table, IN_MEMORY)
+        source = IN_MEMORY
     else:
         frame, source = open_table(table)
         frame, crystals = frame.reset_index(drop=True), []
@@ -85,24 +92,26 @@ def _crystals_of_table(frame: pd.DataFrame, source: str) -> list[Crystal | Cryst
     ]
 
 
-def _frames_of_atoms(path: Path) -> tuple[pd.DataFrame, list[Crystal | CrystalError]]:
+def _frames_of_atoms(
+    frames: Iterable[Atoms | CrystalError], source: str
+) -> tuple[pd.DataFrame, list[Crystal | CrystalError]]:
     import pandas as pd
 
     from matxfer.readers.entry import attempt
 
     rows: list[dict[str, Any]] = []
     crystals: list[Crystal | CrystalError] = []
-    for number, atoms in enumerate(_atoms_of(path)):
+    for number, atoms in enumerate(frames):
         told: dict[str, Any] = {}
         result: Crystal | CrystalError
         if isinstance(atoms, CrystalError):
             result = atoms
         else:
-            name = f"{path.name}:{number}"
+            name = f"{Path(source).name}:{number}"
             result = attempt(lambda a=atoms, n=name: Crystal.from_ase(a, n), "the frame", _REMEDY)  # type: ignore[misc]
             told = _told_of(atoms)
         if isinstance(result, CrystalError):
-            result = result.located(str(path), number)
+            result = result.located(source, number)
         rows.append(told)
         crystals.append(result)
     names = dict.fromkeys(name for row in rows for name in row)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
+    from ase import Atoms
     from numpy.typing import NDArray
 
     Source = str | Path | pd.DataFrame
@@ -83,7 +84,7 @@ class Frames:
 
 
 def read_frames(
-    table: Source | Sequence[Source],
+    table: Source | Sequence[Source] | Sequence[Atoms],
     *,
     split_column: str | None = None,
     where: dict[str, list[Any]] | None = None,
@@ -98,7 +99,7 @@ def read_frames(
         Parquet or CSV tables, or data frames, with the columns ``energy_ev``, ``forces_ev_per_a``
         and ``stress_ev_per_a3`` (those that there are; lists of 3n and 9 numbers); extended XYZ
         files with these or other names of :data:`matxfer.potential.labels.NAMES`; or outputs that
-        ASE reads. One, or several.
+        ASE reads. One, or several. Or ASE atoms whose calculators have been asked already.
     split_column
         Column that says ``train``, ``val`` or ``test``; where it names no ``val``, a tenth of the
         training frames is taken at random. Without a column all are split at random; equal
@@ -116,9 +117,11 @@ def read_frames(
     """
     import pandas as pd
 
-    given = [table] if isinstance(table, str | Path | pd.DataFrame) else list(table)
+    given: list[Any] = [table] if isinstance(table, str | Path | pd.DataFrame) else list(table)
     if not given:
         raise TableError("no files of frames were given")
+    if all(hasattr(one, "get_positions") for one in given):  # ASE's, without importing ASE
+        given = [given]
     parts = [_read(one, split_column, where, several=len(given) > 1) for one in given]
     crystals = [crystal for part in parts for crystal in part.crystals]
     split = np.concatenate([part.split for part in parts])
@@ -149,7 +152,11 @@ def read_frames(
 
 
 def _read(
-    table: Source, split_column: str | None, where: dict[str, list[Any]] | None, *, several: bool
+    table: Source | list[Atoms],
+    split_column: str | None,
+    where: dict[str, list[Any]] | None,
+    *,
+    several: bool,
 ) -> Frames:
     """Read one file; its split is that of the column."""
     frame, crystals, source = read_frame_file(table, where)

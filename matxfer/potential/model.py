@@ -12,7 +12,7 @@ from matxfer.files import FormatError, read_tensors
 from matxfer.graph import GraphOptions
 from matxfer.model import WEIGHTS_FILE, Model, check_weights, find_model, is_potential
 from matxfer.nn.head import PropertyHead
-from matxfer.nn.network import EdgeGatedNetwork
+from matxfer.nn.registry import MissingPackageError, build_backbone
 from matxfer.nn.repulsion import Repulsion
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from matxfer.data.batch import GraphBatch
+    from matxfer.nn.backbone import BackboneModule
 
 DEFAULT_POTENTIAL = "mp-potential"
 #: What a potential predicts of a structure, its unit at the end of each name.
@@ -69,7 +70,7 @@ class Potential(Model):
 
     def __init__(
         self,
-        backbone: EdgeGatedNetwork,
+        backbone: BackboneModule,
         head: PropertyHead,
         repulsion: Repulsion | None,
         elements: Iterable[int] = (),
@@ -135,7 +136,12 @@ class Potential(Model):
 
 
 def potential_from(
-    model: Model | None, config: dict[str, Any], hidden_dim: int = 64, *, repulsion: bool = True
+    model: Model | None,
+    config: dict[str, Any],
+    hidden_dim: int = 64,
+    *,
+    readout: str = "atomwise",
+    repulsion: bool = True,
 ) -> Potential:
     """Return an untrained potential on the layers of a model, or on random ones.
 
@@ -144,22 +150,22 @@ def potential_from(
     model
         Where the layers come from; None: random ones.
     config
-        Architecture, see :meth:`matxfer.nn.network.EdgeGatedNetwork.config`.
-    hidden_dim
-        Width of the energy's hidden layer.
+        Architecture, see :meth:`matxfer.nn.backbone.BackboneModule.config`.
+    hidden_dim, readout
+        Width of the energy's hidden layer and kind of its readout.
     repulsion
         Whether a short-range repulsion is added.
     """
     from ase.data import covalent_radii
 
-    backbone = EdgeGatedNetwork.from_config(config)
+    backbone = build_backbone(config)
     options = backbone.graph_options
     backbone.graph_options = GraphOptions(
         options.cutoff_angstrom, symmetry=False, symprec_angstrom=options.symprec_angstrom
     )
     if model is not None:
         backbone.load_state_dict(model.backbone.state_dict())
-    head = PropertyHead(ENERGY, backbone.node_dim, "atomwise", hidden_dim)
+    head = PropertyHead(ENERGY, backbone.node_dim, readout, hidden_dim)
     elements = model.elements if model is not None else ()
     wall = Repulsion([float(r) for r in covalent_radii]) if repulsion else None
     return Potential(backbone, head, wall, elements)
@@ -179,11 +185,13 @@ def load_potential(name_or_path: str | Path = DEFAULT_POTENTIAL) -> Potential:
     check_weights(folder, card)
     try:
         with torch.random.fork_rng(devices=[]):
-            backbone = EdgeGatedNetwork.from_config(card["architecture"])
+            backbone = build_backbone(card["architecture"])
             head = PropertyHead.from_json(card["heads"][0], backbone.node_dim)
         wall = Repulsion() if card["potential"]["repulsion"] else None
         potential = Potential(backbone, head, wall, card["elements"], card)
         potential.load_state_dict(read_tensors(folder / WEIGHTS_FILE))
+    except MissingPackageError:
+        raise
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise FormatError(f"{folder}: card and weights disagree ({error})") from error
     potential.folder = folder

@@ -8,23 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from matxfer.files import (
-    PLUGIN_FORMAT,
-    POTENTIAL_KIND,
-    FormatError,
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
+from matxfer.files import PLUGIN_FORMAT, POTENTIAL_KIND, FormatError
 from matxfer.model import check_base
+from matxfer.plugin_files import META, read_plugin, write_plugin
 from matxfer.potential.model import Potential, load_potential
 from matxfer.transfer.freezing import adaptable_copy, check_depth, trainable_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_WEIGHTS, _META = "plugin.safetensors", "plugin.json"
 _DERIVED = ("format", "kind", "name", "base", "frozen_depth")
 
 
@@ -80,11 +72,9 @@ class PotentialPlugin:
     def save(self, folder: str | Path) -> None:
         """Write ``plugin.safetensors`` (head and layers of its own) and ``plugin.json``."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"head.{k}": v for k, v in self.potential.head.state_dict().items()}
         tensors |= {f"layers.{k}": v for k, v in self.own_layers().items()}
-        write_tensors(folder / _WEIGHTS, tensors)
-        self.meta = {
+        meta = {
             "format": PLUGIN_FORMAT,
             "kind": POTENTIAL_KIND,
             "name": folder.name,
@@ -92,7 +82,7 @@ class PotentialPlugin:
             "frozen_depth": self.depth,
             **{k: v for k, v in self.meta.items() if k not in _DERIVED},
         }
-        write_json(folder / _META, self.meta)
+        self.meta = write_plugin(folder, meta, tensors)
         self.potential.card["name"] = folder.name
         self.folder = folder
 
@@ -106,9 +96,9 @@ class PotentialPlugin:
 
 
 def is_potential_plugin(path: str | Path) -> bool:
-    """Say whether a folder holds a plugin of a potential."""
+    """Say whether a folder or packed file holds a plugin of a potential."""
     try:
-        return bool(read_json(Path(path) / _META).get("kind") == POTENTIAL_KIND)
+        return bool(read_plugin(path, [META]).facts().get("kind") == POTENTIAL_KIND)
     except FormatError:
         return False
 
@@ -121,15 +111,15 @@ def load_potential_plugin(path: str | Path, base: Potential | None = None) -> Po
     FormatError
         If files are missing or damaged, or the base is not the one it was trained on.
     """
-    folder = Path(path)
-    meta = read_json(folder / _META, PLUGIN_FORMAT)
+    files = read_plugin(path)
+    folder, meta = files.path, files.meta()
     if meta.get("kind") != POTENTIAL_KIND:
         raise FormatError(f"{folder}: is a plugin of a property, not of a potential")
+    tensors = files.tensors(meta)
     try:
         base = base or load_potential(meta["base"]["name"])
         check_base(folder, meta["base"], base)
         plugin = PotentialPlugin(base, int(meta["frozen_depth"]), meta)
-        tensors = read_tensors(folder / _WEIGHTS)
         head = {k[5:]: v for k, v in tensors.items() if k.startswith("head.")}
         plugin.potential.head.load_state_dict(head)
         own = plugin.own_layers()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from matxfer.potential.errors import ErrorSums, differences
 from matxfer.runtime import keep_large_blocks, quiet_lightning
+from matxfer.terminal import person_looks
 from matxfer.transfer.freezing import parameter_groups
 from matxfer.transfer.readout_training import CLIP_NORM, Fit, warmup_cosine
 
@@ -214,7 +214,7 @@ def train_potential(
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
-            enable_progress_bar=sys.stderr.isatty(),
+            enable_progress_bar=person_looks(),
             num_sanity_val_steps=0,
             reload_dataloaders_every_n_epochs=1,
             inference_mode=False,  # forces are gradients

@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from matxfer.errors import MatxferError
+from matxfer.plot.curves import training_curve
+from matxfer.plot.style import panels, save
 
 if TYPE_CHECKING:
     import lightning as L  # noqa: N812 - its documented alias
@@ -263,29 +265,15 @@ def draw_learning_curves(rows: list[dict[str, float]], path: Path) -> bool:
 
     The figure is drawn without pyplot: a notebook's or program's own backend stays as it is.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
     names = [key for key in rows[-1] if key.startswith("val_mae_")]
-    figure = Figure(figsize=(3.2 * (len(names) + 1), 3), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(names) + 1, squeeze=False)[0]
-    epochs = [row["epoch"] for row in rows]
-    marker = "o" if len(rows) == 1 else ""  # a line through one point is invisible
-    for key in ("train_loss", "val_loss"):
-        axes[0].plot(epochs, [row[key] for row in rows], marker=marker, label=key)
-    axes[0].legend()
+    made = panels(len(names) + 1, 3.2, 3.0)
+    if made is None:
+        return False
+    figure, axes = made
+    training_curve(rows, label="loss", ax=axes[0])
     for axis, name in zip(axes[1:], names, strict=True):
-        axis.plot(epochs, [row[name] for row in rows], marker=marker)
-        axis.set_title(name, fontsize="small")
-    for axis in axes:
-        axis.set_xlabel("epoch")
-        axis.set_yscale("log")
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, format="png", dpi=120)
-    part.replace(path)
+        training_curve([row[name] for row in rows], label=name, legend=False, ax=axis)
+    save(figure, path)
     return True
 
 

@@ -38,6 +38,7 @@ _SOURCE: dict[str, Range] = {
     "max_sites": COUNT,
     "row_weights": NOT_NEGATIVE,
 }
+EDGE_GATED = "edge_gated"
 _NETWORK: dict[str, Range] = {
     **dict.fromkeys(("n_layers", "node_dim", "edge_dim"), COUNT),
     "basis_size": (lambda value: value >= 2, "must be at least 2"),
@@ -126,10 +127,17 @@ class NetworkConfig:
 
     Parameters
     ----------
+    kind
+        Another backbone, by the name under which its package declares it
+        (:mod:`matxfer.nn.registry`); its shape is in ``options``, and the numbers are not used.
+    options
+        Arguments of that other backbone.
     readouts
         Target → kind of readout (:data:`matxfer.nn.readout.READOUTS`), where it is not the default.
     """
 
+    kind: str = EDGE_GATED
+    options: dict[str, Any] = field(default_factory=dict)
     n_layers: int = 4
     node_dim: int = 128
     edge_dim: int = 64
@@ -140,6 +148,11 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         check_kinds(self, "network")
         check_ranges(self, _NETWORK, "network")
+        if self.options and self.kind == EDGE_GATED:
+            raise OptionError(
+                f"'options' in network are those of another 'kind'; write {list(self.options)} "
+                "beside it, or name the kind"
+            )
         for target, kind in self.readouts.items():
             check_choice(f"readouts of {target}", kind, sorted(READOUTS), "network")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -19,18 +18,19 @@ from lightning.pytorch.utilities import rank_zero_only
 from matxfer.checkpoint import SafetensorsCheckpointIO
 from matxfer.data.properties import apply_transform, property_of
 from matxfer.data.table import TableError
+from matxfer.errors import OptionError
 from matxfer.fisher import concentration, fisher_diagonal, total_fisher
 from matxfer.metrics import predict_rows, regression_metrics
 from matxfer.model import Model
 from matxfer.nn.head import PropertyHead, default_readout
-from matxfer.nn.network import EdgeGatedNetwork
+from matxfer.nn.registry import MissingPackageError, build_backbone
 from matxfer.pretraining.callbacks import (
     FiniteLoss,
     LearningCurves,
     MovableCheckpoint,
     RunRecord,
 )
-from matxfer.pretraining.config import ConfigError
+from matxfer.pretraining.config import EDGE_GATED, ConfigError
 from matxfer.pretraining.lock import only_run_in
 from matxfer.pretraining.module import PretrainModule, SourceModule
 from matxfer.pretraining.resume import (
@@ -44,12 +44,14 @@ from matxfer.pretraining.resume import (
 from matxfer.pretraining.sources import SourceData, load_sources
 from matxfer.provenance import provenance
 from matxfer.runtime import keep_large_blocks, quiet_lightning
+from matxfer.terminal import person_looks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
+    from matxfer.nn.backbone import BackboneModule
     from matxfer.pretraining.config import PretrainConfig
 
 #: Keys of ``trainer`` that a configuration cannot set, and why.
@@ -64,6 +66,32 @@ _SET_HERE = {
 _REFUSALS = (TypeError, ValueError, AttributeError, ImportError, MisconfigurationException)
 
 
+def build_network(config: PretrainConfig) -> BackboneModule:
+    """Build the network with random weights.
+
+    Raises
+    ------
+    OptionError
+        If it does not take the options, or teaches no vectors although a source asks for them.
+    """
+    shape = asdict(config.network)
+    kind, options = shape.pop("kind"), shape.pop("options")
+    shape.pop("readouts")
+    options = shape if kind == EDGE_GATED else options
+    try:
+        network = build_backbone({"kind": kind, **options, "graph": config.graph.to_json()})
+    except MissingPackageError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"network of kind {kind!r} with {options}: {error}") from error
+    if not network.edge_dim and any(source.needs_full_cell for source in config.sources):
+        raise OptionError(
+            f"network of kind {kind!r} has no features of edges, of which forces and displacements "
+            "are made; leave out the sources with forces or denoise_angstrom"
+        )
+    return network
+
+
 def build_model(config: PretrainConfig, data: SourceData) -> Model:
     """Build the network with scalers and references fitted to the training rows."""
     train = data.rows("train", labelled=True)
@@ -74,9 +102,8 @@ def build_model(config: PretrainConfig, data: SourceData) -> Model:
             "no validation row is usable, and the best epoch is chosen by them; check the split "
             "columns"
         )
-    shape = asdict(config.network)
-    readouts = shape.pop("readouts")
-    network = EdgeGatedNetwork(**shape, graph_options=config.graph)
+    readouts = config.network.readouts
+    network = build_network(config)
     graphs = data.graphs.select(train)
     model = Model(network, [], np.unique(graphs.numbers).tolist())
     for name, values in data.values.items():
@@ -210,7 +237,7 @@ def _trainer(config: PretrainConfig, run_folder: Path, record: RunRecord) -> L.T
     extra += [MovableCheckpoint(run_folder, "best", "val_loss")]
     extra += [MovableCheckpoint(run_folder, "last")]
     options = {
-        "enable_progress_bar": sys.stderr.isatty(),
+        "enable_progress_bar": person_looks(),
         "enable_model_summary": False,
         "log_every_n_steps": 50,
         "gradient_clip_val": config.training.clip_norm,

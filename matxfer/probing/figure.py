@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from matxfer.benchmark.figures import save
+from matxfer.plot.style import save
 from matxfer.probing.cells import SCRATCH
 from matxfer.probing.intervals import BETTER, NEGATIVE
 from matxfer.probing.report import is_baseline

@@ -36,6 +36,31 @@ def read_ase_db(path: Path, kind: str = "db") -> Iterator[Item]:
     CrystalError
         If the file is empty or no database.
     """
+    for frame, row in enumerate(database_rows(path, kind)):
+        if isinstance(row, CrystalError):
+            yield frame, str(row.frame), CrystalError(row.reason, row.remedy)
+            continue
+        name = name_of_row(row)
+        yield frame, name, crystal_of_row(row, name)
+
+
+def database_rows(
+    path: Path, kind: str = "db", *, more: Sequence[str] = ()
+) -> Iterator[AtomsRow | CrystalError]:
+    """Yield ASE's rows of a database in the order of their ids; an error for one that is damaged.
+
+    Parameters
+    ----------
+    path, kind
+        See :func:`read_ase_db`.
+    more
+        Columns that are wanted besides structures and key-value pairs: ``energy``, ``data`` …
+
+    Raises
+    ------
+    CrystalError
+        If the file is empty or no database.
+    """
     import ase.db
 
     # ASE would turn an empty file into a database: look before it touches the user's file.
@@ -48,17 +73,20 @@ def read_ase_db(path: Path, kind: str = "db") -> Iterator[Item]:
     if kind == "db" and not head.startswith(b"SQLite format 3"):
         raise CrystalError("this is no ASE database (SQLite)", "check the file")
     with ase.db.connect(path, type=kind, use_lock_file=False) as database:
-        rows = _paged(database) if kind == "db" else database.select()
-        for frame, row in enumerate(rows):
-            if isinstance(row, CrystalError):
-                yield frame, str(row.frame), CrystalError(row.reason, row.remedy)
-                continue
-            name = str(row.get("material_id") or row.get("name") or row.id)
-            build = partial(_crystal_of_row, row, name)
-            yield frame, name, attempt(build, f"row {row.id}", "write this row again")
+        yield from _paged(database, [*_COLUMNS, *more]) if kind == "db" else database.select()
 
 
-def _paged(database: Any) -> Iterator[AtomsRow | CrystalError]:
+def name_of_row(row: Any) -> str:
+    """Return the id of a row: its ``material_id``, ``name`` or number."""
+    return str(row.get("material_id") or row.get("name") or row.id)
+
+
+def crystal_of_row(row: Any, name: str) -> Crystal | CrystalError:
+    """Return the structure of a row, or what is wrong with it."""
+    return attempt(partial(_crystal_of_row, row, name), f"row {row.id}", "write this row again")
+
+
+def _paged(database: Any, columns: list[str]) -> Iterator[AtomsRow | CrystalError]:
     """Yield the rows in the order of their ids; a row that ASE cannot decode as an error."""
     last = 0
     while True:
@@ -69,17 +97,17 @@ def _paged(database: Any) -> Iterator[AtomsRow | CrystalError]:
             raise CrystalError("the database is damaged: its ids do not ascend", "write it again")
         try:
             page: Sequence[AtomsRow | CrystalError] = _select(
-                database, f"id>{last}", list(_COLUMNS), _PAGE
+                database, f"id>{last}", columns, _PAGE
             )
         except Exception:  # noqa: BLE001 - one bad row fails the page: look at each
-            page = [_single(database, number) for number in ids]
+            page = [_single(database, number, columns) for number in ids]
         yield from page
         last = ids[-1]
 
 
-def _single(database: Any, number: int) -> AtomsRow | CrystalError:
+def _single(database: Any, number: int, columns: list[str]) -> AtomsRow | CrystalError:
     try:
-        (row,) = _select(database, f"id={number}", list(_COLUMNS), 1)
+        (row,) = _select(database, f"id={number}", columns, 1)
     except Exception as error:  # noqa: BLE001 - parsers raise anything; one row must not stop all
         problem = f"row {number} could not be read ({type(error).__name__}: {error})"
         return CrystalError(problem, "write this row again", frame=number)
@@ -87,7 +115,10 @@ def _single(database: Any, number: int) -> AtomsRow | CrystalError:
 
 
 def _select(database: Any, where: str, columns: list[str], limit: int) -> list[AtomsRow]:
-    return list(database.select(where, sort="id", limit=limit, columns=columns, include_data=False))
+    wanted = "data" in columns
+    return list(
+        database.select(where, sort="id", limit=limit, columns=columns, include_data=wanted)
+    )
 
 
 def _crystal_of_row(row: Any, name: str) -> Crystal:

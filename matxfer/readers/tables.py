@@ -36,12 +36,12 @@ _REMEDY = (
 def load_table(
     path: str | Path, columns: Sequence[str] | None = None, *, limit: int | None = None
 ) -> pd.DataFrame:
-    """Read a Parquet or CSV file.
+    """Read a Parquet or CSV file, or an ASE database.
 
     Parameters
     ----------
     path
-        ``.parquet``, ``.csv`` or ``.csv.gz``.
+        ``.parquet``, ``.csv``, ``.csv.gz`` or ``.db``.
     columns
         The columns to read, all of them if None.
     limit
@@ -81,8 +81,14 @@ def load_table(
             _require(path, wanted, present)
             with open_binary(path) as stream:
                 return pd.read_csv(stream, usecols=wanted, dtype=_text_ids(), nrows=limit)
-    except CrystalError:
-        raise
+        if path.suffix.lower() == ".db":
+            from matxfer.readers.ase_properties import frame_of_database
+
+            frame = frame_of_database(path)
+            _require(path, wanted, [str(name) for name in frame.columns])
+            return (frame if wanted is None else frame[wanted]).iloc[:limit]
+    except CrystalError as error:
+        raise error.located(str(path), None) from error
     except Exception as error:
         raise CrystalError(
             f"the table could not be read ({describe(error)})",
@@ -91,7 +97,7 @@ def load_table(
         ) from error
     raise CrystalError(
         f"{path.suffix or 'no suffix'!r} is not a kind of table that is read here",
-        "use .parquet, .csv or .csv.gz",
+        "use .parquet, .csv, .csv.gz or an ASE database (.db)",
         str(path),
         kind=ErrorKind.UNSUPPORTED_FORMAT,
     )
@@ -296,6 +302,10 @@ def _crystal_of_cell(cell: object, place: _Cell) -> Crystal:
             f"missing structure: the cell in column {place.column!r} is empty",
             "fill in this row or remove it",
         )
+    if isinstance(cell, CrystalError):  # what a reader found out already
+        raise cell
+    if isinstance(cell, Crystal):
+        return cell.with_id(place.id)
     if not isinstance(cell, str):
         return crystal_of_json(cell, place.id)
     text = cell.strip()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from matxfer.options import COUNT, NOT_NEGATIVE, PART, POSITIVE, check_choice, check_ranges
+from matxfer.transfer.correction import FORMS
 from matxfer.transfer.features import METHODS
 
-STRATEGIES = ("auto", "features", "finetune", "scratch")
+STRATEGIES = ("auto", "features", "finetune", "scratch", "correction")
 RETENTION = ("none", "ewc", "l2sp", "distill", "replay", "ewc+replay")
 
 
@@ -20,7 +21,8 @@ class FinetuneConfig:
     strategy
         ``"features"``: a simple model on the fingerprints of the frozen network. ``"finetune"``:
         train a readout and the layers above the frozen depth. ``"scratch"``: the same network
-        from random weights, for comparison. ``"auto"``: try them, keep what is best on the
+        from random weights, for comparison. ``"correction"``: the base's own prediction, corrected
+        by a few numbers. ``"auto"``: try them (but the last two), keep what is best on the
         validation rows. ``None``: the one that the other options belong to, else ``auto``.
     freeze
         Number K of frozen layers, 0 … L; ``None``: tried with ``auto``, else L (half of L with a
@@ -35,6 +37,10 @@ class FinetuneConfig:
     features
         Simple model: ``"ridge"``, ``"kernel_ridge"`` (the default), ``"gaussian_process"``,
         ``"forest"``.
+    correction
+        ``"offset"``, ``"elements"`` (a sum over the elements), ``"linear"`` (a map of the
+        prediction), ``"elements+linear"``, or ``"auto"``, the default: the simplest that is nearly
+        the best (see :mod:`matxfer.transfer.correction`).
     difference
         Learn the difference from the base model's own prediction, where it has a like property.
     retain, strength
@@ -63,6 +69,18 @@ class FinetuneConfig:
         ``None``: that of the property; ``"auto"``: chosen on the validation rows.
     seed
         Of initial weights, batch order and, without a split column, the split.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> config = matxfer.FinetuneConfig(strategy="features", features="ridge", seed=1)
+    >>> matxfer.finetune(
+    ...     "solids.parquet", "bulk_modulus_gpa", model="mp-small", config=config
+    ... ).meta["config"]["seed"]
+    1
+    >>> matxfer.FinetuneConfig(features="magic")
+    Traceback (most recent call last):
+    matxfer.errors.OptionError: 'features' is 'magic', but must be one of ...
     """
 
     strategy: str | None = None
@@ -72,6 +90,7 @@ class FinetuneConfig:
     hidden_dim: int = 32
     members: int = 4
     features: str | None = None
+    correction: str | None = None
     difference: bool = True
     retain: str = "none"
     strength: float | str = 1.0
@@ -108,11 +127,18 @@ class FinetuneConfig:
             return self.strategy
         if self.features is not None:
             return "features"
+        if self.correction is not None:
+            return "correction"
         return "auto" if self.freeze is None and self.retain == "none" else "finetune"
 
 
-_CHOICES = {"strategy": STRATEGIES, "features": METHODS, "retain": RETENTION}
-_MAY_BE_UNSAID = ("strategy", "features")
+_CHOICES = {
+    "strategy": STRATEGIES,
+    "features": METHODS,
+    "correction": ("auto", *FORMS),
+    "retain": RETENTION,
+}
+_MAY_BE_UNSAID = ("strategy", "features", "correction")
 _RANGES = {
     **dict.fromkeys(("epochs", "patience", "batch_size", "members", "hidden_dim"), COUNT),
     **dict.fromkeys(("learning_rate", "layer_decay", "head_learning_rate"), POSITIVE),

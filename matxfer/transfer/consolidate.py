@@ -97,6 +97,16 @@ def consolidate(
         If an option is out of range, or the plugin has no layers of the base's or no gradient.
     FormatError
         If the base has no Fisher information.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> plugin = matxfer.finetune(
+    ...     "solids.parquet", "bulk_modulus_gpa", "first", model="mp-small", freeze=2, epochs=1
+    ... )
+    >>> model = matxfer.consolidate(plugin, "solids.parquet", "next-base", samples=20)
+    >>> model.name, model.card["parent"]["name"]
+    ('next-base', 'mp-small')
     """
     started = time.monotonic()
     given = model if isinstance(model, Model | None) else load_model(model)
@@ -183,7 +193,7 @@ def plugin_fisher(
         output = head(head.inputs(read, batch), batch).mean(0)
         if source is not None:  # the base's prediction that it starts from moves too
             fitted = plugin.base.heads[source].fitted(nodes[last], batch)
-            output = output + fitted / head.scaler.std
+            output = output + head.slope * fitted / head.scaler.std
         return {key: output}
 
     return output_fisher(plugin.backbone, outputs, task.graphs, rows, {key: noise})

@@ -37,6 +37,33 @@ class EWC(L.Callback):
     ValueError
         When the fit starts, if a trainable parameter has no Fisher information of its shape, or λ
         is negative.
+
+    Examples
+    --------
+    A layer of any Lightning module, held to where it is in proportion to ``fisher``:
+
+    >>> import lightning as L, torch
+    >>> from matxfer import EWC
+    >>> class Line(L.LightningModule):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layer = torch.nn.Linear(1, 1, bias=False)
+    ...         self.layer.weight.data.fill_(1.0)
+    ...     def training_step(self, batch, _):
+    ...         return (self.layer(batch) - 3 * batch).square().mean()
+    ...     def configure_optimizers(self):
+    ...         return torch.optim.SGD(self.parameters(), 0.1)
+    >>> def fitted(fisher):
+    ...     module, rows = Line(), torch.ones(8, 1)
+    ...     trainer = L.Trainer(
+    ...         max_epochs=20, logger=False, enable_checkpointing=False,
+    ...         enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+    ...         callbacks=[EWC({"layer.weight": torch.full((1, 1), fisher)}, 1.0)],
+    ...     )
+    ...     trainer.fit(module, torch.utils.data.DataLoader(rows, 8))
+    ...     return round(float(module.layer.weight), 1)
+    >>> fitted(0.0), fitted(4.0)
+    (3.0, 1.7)
     """
 
     def __init__(

@@ -33,6 +33,8 @@ GAUSSIAN_PROCESS_ROWS = 2000
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _GAMMAS = (0.003, 0.01, 0.03, 0.1, 0.3)
 _TREES, _LEAF = 64, 3
+#: A smaller weight of a row is as good as none, and its noise would be without bound.
+_LEAST_WEIGHT = 1e-4
 
 
 def fit_features(
@@ -43,6 +45,7 @@ def fit_features(
     val: NDArray[np.int64],
     seed: int = 0,
     axes: Axes | None = None,
+    weights: Floats | None = None,
 ) -> FeatureReadout:
     """Fit a simple model; of its settings the one of the smallest validation error.
 
@@ -60,6 +63,8 @@ def fit_features(
         Of the forest.
     axes
         What :func:`principal_axes` returns for the training rows, if it is known.
+    weights
+        How much each row counts (G,), in the fit and in the choice; ``None``: all alike.
 
     Raises
     ------
@@ -77,13 +82,17 @@ def fit_features(
     x = (inputs.double().numpy() - centre) @ project
     fits = {"ridge": _ridge, "kernel_ridge": _kernel_ridge, "forest": _forest}
     fit: Callable[..., Iterator[tuple[str, dict[str, Any]]]] = fits.get(method, _gaussian_process)
+
+    def of(part: NDArray[np.int64]) -> Floats | None:
+        return None if weights is None else weights[part]
+
     best, chosen = np.inf, None
     rows = inputs[torch.from_numpy(val)]
-    for kind, arrays in fit(x[train], targets[train], seed):
+    for kind, arrays in fit(x[train], targets[train], of(train), seed):
         arrays |= {"centre": centre, "project": project}
         readout = FeatureReadout.of_arrays(kind, {n: _tensor(a) for n, a in arrays.items()})
         predicted = readout(rows, None).mean(0).double().numpy()
-        error = float(np.abs(predicted - targets[val]).mean())
+        error = float(np.average(np.abs(predicted - targets[val]), weights=of(val)))
         if chosen is None or error < best:
             best, chosen = error, readout
     assert chosen is not None
@@ -110,41 +119,82 @@ def _tensor(array: Any) -> Tensor:
     return tensor.int() if not tensor.is_floating_point() else tensor.float()
 
 
-def _ridge(x: Floats, y: Floats, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:  # noqa: ARG001
+def _ridge(
+    x: Floats,
+    y: Floats,
+    w: Floats | None,
+    seed: int,  # noqa: ARG001
+) -> Iterator[tuple[str, dict[str, Any]]]:
     from sklearn.linear_model import Ridge
 
     for penalty in _PENALTIES:
-        model = Ridge(alpha=penalty * len(x)).fit(x, y)
+        model = Ridge(alpha=penalty * len(x)).fit(x, y, w)
         yield "linear", {"weight": model.coef_, "bias": np.array(model.intercept_)}
 
 
-def _kernel_ridge(x: Floats, y: Floats, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:  # noqa: ARG001
+def _kernel_ridge(
+    x: Floats,
+    y: Floats,
+    w: Floats | None,
+    seed: int,  # noqa: ARG001
+) -> Iterator[tuple[str, dict[str, Any]]]:
     from sklearn.kernel_ridge import KernelRidge
 
+    mean = float(np.average(y, weights=w))
     few = len(x) > GAUSSIAN_PROCESS_ROWS
     for gamma in _GAMMAS[1:4:2] if few else _GAMMAS:
         for penalty in _PENALTIES[1:5:2] if few else _PENALTIES[:-1]:
-            model = KernelRidge(alpha=penalty, kernel="rbf", gamma=gamma).fit(x, y - y.mean())
-            yield "kernel", _kernel(x, model.dual_coef_, gamma, y.mean())
+            model = KernelRidge(alpha=penalty, kernel="rbf", gamma=gamma).fit(x, y - mean, w)
+            yield "kernel", _kernel(x, model.dual_coef_, gamma, mean)
 
 
 def _gaussian_process(
     x: Floats,
     y: Floats,
+    w: Floats | None,
     seed: int,  # noqa: ARG001
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
-    kernel = ConstantKernel(1.0) * RBF(4.0) + WhiteKernel(0.05)
+    mean = float(np.average(y, weights=w))
+    kernel = ConstantKernel(1.0) * RBF(4.0) + _noise(0.05, w)
     with warnings.catch_warnings():
         # A noise at the end of its range is a finding (values without noise), not a failure.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model = GaussianProcessRegressor(kernel).fit(x, y - y.mean())
+        model = GaussianProcessRegressor(kernel).fit(x, y - mean)
     found = model.kernel_.k1
     gamma = 0.5 / found.k2.length_scale**2
-    yield "kernel", _kernel(x, model.alpha_ * found.k1.constant_value, gamma, y.mean())
+    yield "kernel", _kernel(x, model.alpha_ * found.k1.constant_value, gamma, mean)
+
+
+def _noise(level: float, w: Floats | None) -> Any:
+    """Return noise of a variance σ²/w of each training row: a row that counts twice is two rows."""
+    from sklearn.gaussian_process.kernels import WhiteKernel
+
+    if w is None:
+        return WhiteKernel(level)
+
+    class RowNoise(WhiteKernel):
+        def __init__(
+            self,
+            noise_level: float = 1.0,
+            noise_level_bounds: tuple[float, float] = (1e-5, 1e5),
+            scale: Floats | None = None,
+        ) -> None:
+            super().__init__(noise_level, noise_level_bounds)
+            self.scale = scale
+
+        def __call__(self, X: Floats, Y: Floats | None = None, eval_gradient: bool = False) -> Any:
+            found = super().__call__(X, Y, eval_gradient)
+            if Y is not None:  # other rows than those that were measured have no noise
+                return found
+            if not eval_gradient:
+                return found * self.scale
+            return found[0] * self.scale, found[1] * np.asarray(self.scale)[:, None, None]
+
+    return RowNoise(level, scale=1 / np.maximum(w, _LEAST_WEIGHT))
 
 
 def _kernel(points: Floats, dual: Floats, gamma: float, bias: float) -> dict[str, Any]:
@@ -156,13 +206,15 @@ def _kernel(points: Floats, dual: Floats, gamma: float, bias: float) -> dict[str
     }
 
 
-def _forest(x: Floats, y: Floats, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def _forest(
+    x: Floats, y: Floats, w: Floats | None, seed: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
     from sklearn.ensemble import RandomForestRegressor
 
     model = RandomForestRegressor(
         _TREES, min_samples_leaf=_LEAF, max_features=1 / 3, random_state=seed
     )
-    trees = [estimator.tree_ for estimator in model.fit(x, y).estimators_]
+    trees = [estimator.tree_ for estimator in model.fit(x, y, w).estimators_]
     size = max(tree.node_count for tree in trees)
     arrays = {name: np.zeros((len(trees), size)) for name in ("threshold", "value")}
     arrays |= {n: np.zeros((len(trees), size), dtype=int) for n in ("feature", "left", "right")}

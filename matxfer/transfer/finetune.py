@@ -7,42 +7,68 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from matxfer.data.copies import copies_of
 from matxfer.data.store import graph_store
 from matxfer.data.table import PropertyTable, open_table, read_property_table
+from matxfer.errors import OptionError
 from matxfer.files import sha256
 from matxfer.fisher import concentration, total_fisher
 from matxfer.model import DEFAULT_MODEL, Model, load_model
+from matxfer.notebook import told_in_notebook
 from matxfer.provenance import provenance
 from matxfer.runtime import keep_large_blocks
 from matxfer.transfer.activations import Activations
 from matxfer.transfer.config import FinetuneConfig
 from matxfer.transfer.freezing import check_depth
-from matxfer.transfer.report import calibrated, figures_of, retention_of
+from matxfer.transfer.negative import checked
+from matxfer.transfer.report import (
+    calibrated,
+    figures_of,
+    kept_predictions,
+    predicted_parts,
+    retention_of,
+)
 from matxfer.transfer.retention import SourceData
+from matxfer.transfer.row_weights import weighed
+from matxfer.transfer.selection import AUTO, choose_source
 from matxfer.transfer.strategies import Trial, choose, run_strategy
 from matxfer.transfer.task import Task, make_task
 from matxfer.transfer.transforms import choose_transform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import pandas as pd
+    from numpy.typing import NDArray
 
     from matxfer.transfer.plugin import Plugin
+    from matxfer.transfer.ranking import Source
+    from matxfer.transfer.row_weights import Weigh
 
 
+#: Rows of validation and of test whose predictions a plugin keeps.
+KEPT_ROWS = 1000
+
+
+@told_in_notebook("on_trial", "strategies tried")
+@told_in_notebook("on_graphs", "building graphs")
 def finetune(
     table: str | Path | pd.DataFrame | PropertyTable,
     target: str,
     output: str | Path | None = None,
     *,
     model: str | Path | Model = DEFAULT_MODEL,
+    models: Iterable[str | Path | Model] | None = None,
     split_column: str | None = None,
     structure_column: str | None = None,
     source_data: str | Path | pd.DataFrame | None = None,
+    keep_predictions: int = KEPT_ROWS,
+    weigh: Weigh | None = None,
     config: FinetuneConfig | None = None,
     on_graphs: Callable[[int], None] | None = None,
+    on_source: Callable[[Source], None] | None = None,
     on_trial: Callable[[Trial], None] | None = None,
     **options: Any,
 ) -> Plugin:
@@ -58,7 +84,11 @@ def finetune(
     output
         Folder of the plugin; ``None``: the plugin is returned but not written.
     model
-        Base model, its name or its folder.
+        Base model, its name or its folder; ``"auto"``: the best of ``models`` by
+        :func:`matxfer.transfer.selection.rank_sources`, which looks at training rows alone.
+        Where none is of use the network is trained from scratch.
+    models
+        To choose among with ``"auto"``; ``None``: those shipped.
     split_column
         Column with ``train``, ``val`` and ``test``; without one, a seeded random split.
     structure_column
@@ -66,33 +96,64 @@ def finetune(
     source_data
         Table of source structures: rehearsed by ``replay``; where it has columns of source
         properties, their errors before and after are reported.
+    keep_predictions
+        At most so many validation and test rows are kept in the plugin with their ids, formulas,
+        values and predictions, for its report and figures; 0: none, where values are secret.
+    weigh
+        Says how much each row counts, such as :func:`matxfer.domain.weights_for`: rows that
+        resemble the structures to be predicted count more (:mod:`matxfer.transfer.row_weights`).
     config, **options
         :class:`FinetuneConfig`, or its fields one by one.
     on_graphs
         Called with the number of graphs built since the last call.
-    on_trial
-        Called with each :class:`Trial` of the strategy ``auto``.
+    on_source, on_trial
+        Called with each model that ``"auto"`` ranks, and with each :class:`Trial` of the strategy
+        ``auto``.
 
     Returns
     -------
     Plugin
         With ``meta["figures"]`` (val and test errors), ``meta["retention"]``, and what ``auto``
-        tried: ``meta["trials"]`` of the strategy, ``meta["transform_trials"]`` of the transform.
+        tried: ``meta["trials"]`` of the strategy, ``meta["transform_trials"]`` of the transform,
+        ``meta["sources"]`` of the model; ``meta["weights"]`` says how even weights are. After the
+        strategy ``auto`` ``meta["transfer"]`` says whether transfer was ``negative``: no better
+        than what needs no pretrained weights.
 
     Raises
     ------
     TableError
         If the table, a column or a usable row is missing.
     ValueError
-        If an option is out of range.
+        If an option is out of range, or weights are too uneven to be used.
+
+    Examples
+    --------
+    ``solids.parquet`` holds elemental solids with their bulk moduli and a column ``split``:
+
+    >>> import matxfer
+    >>> plugin = matxfer.finetune(
+    ...     "solids.parquet", "bulk_modulus_gpa", "my-plugin", model="mp-small",
+    ...     split_column="split", strategy="features", features="ridge",
+    ... )
+    >>> plugin
+    Plugin('my-plugin': bulk_modulus_gpa on 'mp-small', 3 of 3 layers frozen)
+    >>> plugin.meta["figures"]["test"]["n"]
+    6
+
+    The last layer of the network, held to what its old properties need (EWC):
+
+    >>> held = matxfer.finetune(
+    ...     "solids.parquet", "bulk_modulus_gpa", model="mp-small", freeze=2, retain="ewc", epochs=1
+    ... )
+    >>> sorted(held.meta["retention"]["drift"])[:2]
+    ['band_gap_ev', 'bulk_modulus_vrh_gpa']
     """
     keep_large_blocks()
     started = time.monotonic()
+    if keep_predictions < 0:
+        raise OptionError(f"keep_predictions is {keep_predictions}, but must be 0 or more")
     config = replace(config or FinetuneConfig(), **options)
     config = replace(config, strategy=config.implied_strategy())
-    base = model if isinstance(model, Model) else load_model(model)
-    if config.freeze is not None:
-        check_depth(base.backbone, config.freeze)
     if isinstance(table, PropertyTable):
         data = table
     else:
@@ -103,46 +164,78 @@ def finetune(
             structure_column=structure_column,
             seed=config.seed,
         )
+    base, config, told = _base(data, target, model, models, config, on_graphs, on_source)
+    if config.freeze is not None:
+        check_depth(base.backbone, config.freeze)
     store = graph_store(data.crystals, base.backbone.graph_options, on_progress=on_graphs)
     activations = Activations(base, store.graphs)
     task = make_task(base, data, target, store.graphs, activations, config.transform)
     facts = _data_facts(data, split_column, task)
-    transforms = None
+    task, told["weights"] = weighed(task, weigh)
     if config.transform == "auto":
-        task, transforms = choose_transform(task, config)
+        task, told["transform_trials"] = choose_transform(task, config)
         config = replace(config, transform=task.prop.transform)
     source = None if source_data is None else _source_data(source_data, base, on_graphs)
     if output is not None:  # better now than after the training
         Path(output).mkdir(parents=True, exist_ok=True)
 
-    trials: list[Trial] = []
     if config.strategy == "auto":
-        trial, trials = choose(task, config, source, on_trial)
+        trial, tried = _best_of_all(task, config, source, on_trial)
+        told |= tried
     else:
         trial = run_strategy(task, config, source)
     plugin = trial.plugin
     calibrated(task, plugin)
+    found = predicted_parts(task, plugin)
+    told["predictions"] = kept_predictions(task, found, data.crystals, keep_predictions)
     plugin.meta = {
         "config": asdict(trial.config),
         "chosen": trial.label,
-        "figures": figures_of(task, plugin),
+        "figures": figures_of(task, plugin, found),
         **trial.facts,
         "retention": retention_of(task, plugin, source),
         "elements": task.elements,
         "data": facts,
         **provenance(time.monotonic() - started),
+        **{name: known for name, known in told.items() if known},
     }
-    if transforms is not None:
-        plugin.meta["transform_trials"] = transforms
-    if trials:
-        plugin.meta["trials"] = [
-            {"tried": t.label, "val_mae": t.error, "seconds": t.facts["seconds"]} for t in trials
-        ]
     if "ewc" in trial.config.retain and plugin.depth < base.backbone.n_layers:
         plugin.meta["fisher"] = concentration(total_fisher(base.fisher()))
     if output is not None:
         plugin.save(output)
     return plugin
+
+
+def _base(
+    data: PropertyTable,
+    target: str,
+    model: str | Path | Model,
+    models: Iterable[str | Path | Model] | None,
+    config: FinetuneConfig,
+    on_graphs: Callable[[int], None] | None,
+    on_source: Callable[[Source], None] | None,
+) -> tuple[Model, FinetuneConfig, dict[str, Any]]:
+    """Return the base model, the configuration for it, and what is told of the choice."""
+    if model == AUTO:
+        base, config, ranking = choose_source(
+            data, target, models, config, on_graphs=on_graphs, on_source=on_source
+        )
+        return base, config, {"sources": ranking.to_json()}
+    if models is not None:
+        raise OptionError(f"models to choose among go with model={AUTO!r}, but it is {model!r}")
+    return model if isinstance(model, Model) else load_model(model), config, {}
+
+
+def _best_of_all(
+    task: Task,
+    config: FinetuneConfig,
+    source: SourceData | None,
+    on_trial: Callable[[Trial], None] | None,
+) -> tuple[Trial, dict[str, Any]]:
+    """Try the strategies; return the best trial, and what is told of all and of the transfer."""
+    _, trials = choose(task, config, source, on_trial)
+    best, trials, transfer = checked(task, config, trials, on_trial)
+    return best, {"transfer": transfer, "trials": [_told(each) for each in trials]}
 
 
 def _data_facts(data: PropertyTable, split_column: str | None, task: Task) -> dict[str, Any]:
@@ -153,8 +246,21 @@ def _data_facts(data: PropertyTable, split_column: str | None, task: Task) -> di
         "split_column": split_column,
         "rows": {part: len(rows) for part, rows in task.parts.items()},
         "rows_excluded": task.excluded,
+        "values": {p: _range(task.values[rows]) for p, rows in task.parts.items() if len(rows)},
         **copies_of(data.source, data.crystals, task.values, task.parts),
     }
+
+
+def _told(trial: Trial) -> dict[str, Any]:
+    """Return what is kept of a trial."""
+    kept = {"tried": trial.label, "val_mae": trial.error}
+    return kept | {k: trial.facts[k] for k in ("seconds", "history") if k in trial.facts}
+
+
+def _range(values: NDArray[np.float64]) -> dict[str, float]:
+    """Return what the values of a part span."""
+    low, middle, high = np.quantile(values, (0.0, 0.5, 1.0))
+    return {"min": float(low), "median": float(middle), "max": float(high)}
 
 
 def _source_data(

@@ -41,6 +41,13 @@ def trainable_blocks(backbone: Backbone, depth: int) -> list[tuple[str, nn.Modul
     return blocks if depth == 0 else blocks[1 + check_depth(backbone, depth) :]
 
 
+def trainable_names(backbone: nn.Module, depth: int) -> set[str]:
+    """Return the names, in the backbone's state, of all tensors of its trainable blocks."""
+    blocks = trainable_blocks(cast("Backbone", backbone), depth)
+    own = {id(t) for _, block in blocks for t in block.state_dict(keep_vars=True).values()}
+    return {name for name, t in backbone.state_dict(keep_vars=True).items() if id(t) in own}
+
+
 def adaptable_copy(backbone: M, depth: int) -> M:
     """Return a backbone whose first ``depth`` layers are the given one's own, the rest a copy.
 

@@ -8,20 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from matxfer.errors import OptionError
-from matxfer.files import (
-    PLUGIN_FORMAT,
-    POTENTIAL_KIND,
-    FormatError,
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
+from matxfer.files import PLUGIN_FORMAT, POTENTIAL_KIND, FormatError
+from matxfer.html import card
 from matxfer.model import Model, check_base, load_model
 from matxfer.nn.ensemble import ReadoutEnsemble
 from matxfer.nn.plugin_head import PluginHead, source_outputs
-from matxfer.transfer.freezing import adaptable_copy, trainable_blocks
+from matxfer.plugin_files import read_plugin, write_plugin
+from matxfer.transfer.freezing import adaptable_copy, trainable_names
 from matxfer.transfer.rounding import kept, restored
+from matxfer.transfer.summary import Report, errors_table, overview
 from matxfer.transfer.uncertainty import Uncertainty
 
 if TYPE_CHECKING:
@@ -34,8 +29,6 @@ if TYPE_CHECKING:
     from matxfer.data.batch import GraphLike
     from matxfer.nn.backbone import Features
     from matxfer.nn.plugin_head import Evaluation
-
-_WEIGHTS, _META = "plugin.safetensors", "plugin.json"
 
 
 class Plugin:
@@ -60,6 +53,14 @@ class Plugin:
         Differences of its layers from the base's as its file holds them, once they are rounded.
     uncertainty
         Spread, intervals and out-of-domain score of its predictions, once they are calibrated.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> plugin = matxfer.load_plugin("bulk-plugin")
+    >>> plugin.target, plugin.depth, plugin.base.name, plugin.meta["data"]["table"]
+    ('bulk_modulus_gpa', 3, 'mp-small', 'solids.parquet')
+    >>> plugin.save("copies/bulk")
     """
 
     def __init__(
@@ -170,11 +171,31 @@ class Plugin:
             f"{self.depth} of {self.backbone.n_layers} layers frozen)"
         )
 
+    @property
+    def report(self) -> Report:
+        """Errors, intervals, trials and retention, to be printed or shown."""
+        return Report({"name": self.name, **self._facts(), **self.meta})
+
+    def _repr_html_(self) -> str:
+        about = overview(self._facts() | self.meta)
+        return card(f"Plugin {self.name}", about, errors_table(self.meta))
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what is known of a plugin that has not been written yet."""
+        base, prop = self.base, self.head.prop
+        return {
+            "base": {"name": base.name, "sha256": base.checksum},
+            "frozen_depth": self.depth,
+            "target": prop.name,
+            "unit": prop.unit,
+            "transform": prop.transform,
+            "head": {"property": prop.to_json()},
+        }
+
     # -- files --------------------------------------------------------------------------------
     def save(self, folder: str | Path) -> None:
         """Write ``plugin.safetensors`` (head and changed layers) and ``plugin.json``."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         delta = self.round()
         readout = self.head.readout.state_dict()
         if isinstance(self.head.readout, ReadoutEnsemble):  # a kernel's sums need all their digits
@@ -184,9 +205,8 @@ class Plugin:
         tensors |= {f"delta.{k}": v for k, v in delta.items()}
         if self.uncertainty is not None:
             tensors |= {f"uncertainty.{k}": v for k, v in self.uncertainty.state_dict().items()}
-        write_tensors(folder / _WEIGHTS, tensors)
         prop = self.head.prop
-        self.meta = {
+        meta = {
             "format": PLUGIN_FORMAT,
             "name": folder.name,
             "base": {"name": self.base.name, "sha256": self.base.checksum},
@@ -203,7 +223,7 @@ class Plugin:
             "uncertainty": self.uncertainty and self.uncertainty.to_json(),
             **{k: v for k, v in self.meta.items() if k not in _DERIVED},
         }
-        write_json(folder / _META, self.meta)
+        self.meta = write_plugin(folder, meta, tensors)
         self.folder = folder
 
 
@@ -234,18 +254,32 @@ def _is_sum(
 def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
     """Load a plugin, and the base model that it names unless one is given.
 
+    Parameters
+    ----------
+    path
+        Its folder, its packed file (``NAME.matxfer.zip``) or ``hf://user/name[@revision]``.
+    model
+        Its base; ``None``: the one that it names, by name.
+
     Raises
     ------
     FormatError
         If files are missing or damaged, or the base is not the one it was trained on.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> matxfer.load_plugin("bulk-plugin")
+    Plugin('bulk-plugin': bulk_modulus_gpa on 'mp-small', 3 of 3 layers frozen)
     """
-    folder = Path(path)
-    meta = read_json(folder / _META, PLUGIN_FORMAT)
+    files = read_plugin(path)
+    folder, meta = files.path, files.meta()
     if meta.get("kind") == POTENTIAL_KIND:
         raise FormatError(
             f"{folder}: is a plugin of a potential, which predicts energies, forces and stresses: "
             "use MatxferCalculator(plugin=…), matxfer relax or matxfer md"
         )
+    tensors = files.tensors(meta)
     try:
         base = model or load_model(meta["base"]["name"])
         check_base(folder, meta["base"], base)
@@ -253,27 +287,21 @@ def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
             head = PluginHead.from_json(meta["head"])
             uncertainty = meta["uncertainty"] and Uncertainty.from_json(meta["uncertainty"])
         plugin = Plugin(base, int(meta["frozen_depth"]), head, meta)
-        tensors = read_tensors(folder / _WEIGHTS)
         head.load_state_dict(restored(_under("head.", tensors)))
         plugin.delta = _under("delta.", tensors)
         delta = restored(plugin.delta)
-        allowed = {
-            f"{name}.{key}"
-            for name, block in trainable_blocks(plugin.backbone, plugin.depth)
-            for key in block.state_dict()
-        }
-        renamed = {_block_name(key): key for key in delta}
+        allowed = trainable_names(plugin.backbone, plugin.depth)
         known = ("head.", "delta.", "uncertainty.")
         foreign = {key for key in tensors if not key.startswith(known)}
-        if unknown := sorted(set(renamed) - allowed | foreign):
+        if unknown := sorted(set(delta) - allowed | foreign):
             raise ValueError(f"{unknown[0]} does not belong to the head or a trainable layer")
         if outside := set(head.layers) - set(range(base.backbone.n_layers + 1)):
             raise ValueError(f"the head reads layer {min(outside)}, which is not there")
-        own = plugin.backbone.state_dict()
+        own, before = plugin.backbone.state_dict(), base.backbone.state_dict()
         for name, change in delta.items():
             if change.shape != own[name].shape:
                 raise ValueError(f"size mismatch for {name}")
-            own[name].copy_(own[name] + change)
+            own[name].copy_(before[name] + change)  # a tied weight has two names
         if uncertainty:
             uncertainty.load_state_dict(_under("uncertainty.", tensors))
             plugin.uncertainty = uncertainty
@@ -289,11 +317,6 @@ def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _block_name(key: str) -> str:
-    """Name a backbone tensor by its block, as ``blocks()`` does."""
-    return key.replace("embedding.", "embed.", 1) if key.startswith("embedding.") else key
 
 
 def column_names(model: Model, plugins: Iterable[Plugin]) -> list[str]:

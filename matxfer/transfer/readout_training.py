@@ -43,11 +43,14 @@ class Fit:
         Validation included.
     history
         Mean absolute validation error after each epoch, on the fitted scale.
+    train_history
+        The same of the training rows, mean over the steps of each epoch and over the members.
     """
 
     best_epoch: int
     seconds_per_epoch: float
     history: list[float] = field(default_factory=list)
+    train_history: list[float] = field(default_factory=list)
 
 
 def warmup_cosine(
@@ -92,12 +95,15 @@ def train_readout(
     averaged: list[Tensor] = []
     best: list[Tensor] = []
     history: list[float] = []
+    train_history: list[float] = []
     best_epoch = 0
     started = time.monotonic()
     for epoch in range(epochs):
+        losses: list[Tensor] = []
         for index in torch.randperm(len(train), generator=order).split(config.batch_size):
             batch = train.batch(train.rows[index.numpy()])
-            loss = (_outputs(head, batch) - batch.targets).abs().mean()
+            loss = batch.mean((_outputs(head, batch) - batch.targets).abs())
+            losses.append(loss.detach())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
@@ -112,7 +118,10 @@ def train_readout(
         _put(parameters, kept)
         with torch.no_grad():
             errors = [(_outputs(head, b).mean(0) - b.targets).abs() for b in held]
-        history.append(float(torch.cat(errors).mean() * head.scaler.std))
+            size = sum(len(error) for error in errors)
+            error = sum(len(e) * b.mean(e) for e, b in zip(errors, held, strict=True)) / size
+        history.append(float(error * head.scaler.std))
+        train_history.append(float(torch.stack(losses).mean() * head.scaler.std))
         if not best or history[-1] < history[best_epoch]:
             best, best_epoch = [value.clone() for value in kept], epoch
         elif epoch - best_epoch >= config.patience:
@@ -120,7 +129,8 @@ def train_readout(
         _put(parameters, present)
     _put(parameters, best)
     plugin.eval()
-    return Fit(best_epoch, (time.monotonic() - started) / len(history), history)
+    seconds = (time.monotonic() - started) / len(history)
+    return Fit(best_epoch, seconds, history, train_history)
 
 
 def _in_order(rows: PluginRows) -> Iterator[PluginBatch]:

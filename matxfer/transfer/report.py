@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from matxfer.crystal import Crystal
 from matxfer.data.loader import edge_budget_batches
 from matxfer.metrics import regression_metrics
 from matxfer.transfer.uncertainty import Uncertainty, crystal_features
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from matxfer.crystal import CrystalError
     from matxfer.data.batch import GraphBatch
     from matxfer.nn.plugin_head import Evaluation
     from matxfer.transfer.plugin import Plugin
@@ -52,9 +54,9 @@ def normalised_residuals(
 ) -> NDArray[np.float64]:
     """Return by how much the evaluations of rows miss the targets, in units of their spread."""
     outputs = torch.cat([each.outputs for each in found], dim=1).double().mean(0).numpy()
-    residual: NDArray[np.float64] = (
-        outputs - task.targets(plugin.head.scaler, plugin.head.source)[rows]
-    )
+    head = plugin.head
+    targets = task.targets(head.scaler, head.source, head.slope)[rows]
+    residual: NDArray[np.float64] = outputs - targets
     return residual
 
 
@@ -70,26 +72,37 @@ def calibrated(task: Task, plugin: Plugin) -> Uncertainty:
         features.append(crystal_features(nodes, graphs))
     plugin.uncertainty = Uncertainty.fit(
         torch.cat(hidden, dim=1) if hidden else None,
-        float(np.sqrt(np.mean(residual**2))),
+        float(np.sqrt(task.mean(residual**2, val))),
         torch.cat(features),
         task.elements,
     )
     variance = np.concatenate([plugin.uncertainty.variance(found) for found in held])
-    plugin.uncertainty.calibrate(residual, variance)
+    plugin.uncertainty.calibrate(residual, variance, task.weights_of(val))
     return plugin.uncertainty
 
 
-def figures_of(task: Task, plugin: Plugin) -> dict[str, Any]:
-    """Return the errors on the validation and test rows, beside those of a constant."""
+def predicted_parts(task: Task, plugin: Plugin) -> dict[str, list[NDArray[np.float64]]]:
+    """Return what :func:`predicted` says of the validation and of the test rows."""
+    return {part: predicted(task, plugin, task.parts[part]) for part in ("val", "test")}
+
+
+def figures_of(
+    task: Task, plugin: Plugin, found: dict[str, list[NDArray[np.float64]]] | None = None
+) -> dict[str, Any]:
+    """Return the errors on the validation and test rows, beside those of a constant.
+
+    Where rows have weights, ``weighted`` are the same errors with them.
+    """
     figures = {}
     constant = np.median(task.values[task.parts["train"]])
-    for part in ("val", "test"):
+    for part, (values, *columns) in (found or predicted_parts(task, plugin)).items():
         rows = task.parts[part]
         truth = task.values[rows]
-        values, *columns = predicted(task, plugin, rows)
         figures[part] = regression_metrics(truth, values, plugin.head.prop)
         if not len(rows):
             continue
+        if (weights := task.weights_of(rows)) is not None:
+            figures[part]["weighted"] = regression_metrics(truth, values, plugin.head.prop, weights)
         figures[part]["mae_of_a_constant"] = float(np.abs(truth - constant).mean())
         if plugin.uncertainty is not None:
             spread, low, high, score = columns
@@ -99,6 +112,57 @@ def figures_of(task: Task, plugin: Plugin) -> dict[str, Any]:
             figures[part]["rank_correlation_of_error_and_ood"] = _rank_correlation(error, score)
             figures[part]["rank_correlation_of_error_and_std"] = _rank_correlation(error, spread)
     return figures
+
+
+def kept_predictions(
+    task: Task,
+    found: dict[str, list[NDArray[np.float64]]],
+    crystals: Sequence[Crystal | CrystalError],
+    most: int,
+) -> dict[str, Any]:
+    """Return what a plugin keeps of its validation and test rows, so that figures can be drawn.
+
+    Parameters
+    ----------
+    found
+        See :func:`predicted_parts`.
+    crystals
+        Those of the task.
+    most
+        At most so many rows of each part, drawn at random.
+
+    Returns
+    -------
+    dict
+        Part → ``rows`` (how many there are) and columns: ``id``, ``formula``, ``truth``,
+        ``predicted`` and, of a calibrated plugin, ``std``, ``lower``, ``upper`` and ``ood``.
+    """
+    kept: dict[str, Any] = {}
+    for part, columns in found.items():
+        rows = task.parts[part]
+        drawn = np.arange(len(rows))
+        if len(rows) > most:
+            drawn = np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))
+        if not len(drawn):
+            continue
+        named = [(int(row), crystals[row]) for row in rows[drawn]]
+        values = dict(zip(_KEPT, columns, strict=False)) | {"truth": task.values[rows]}
+        kept[part] = {
+            "rows": len(rows),
+            "id": [c.id or f"row {k}" for k, c in named if isinstance(c, Crystal)],
+            "formula": [c.formula for _, c in named if isinstance(c, Crystal)],
+            **{name: _short(values[name][drawn]) for name in ("truth", *_KEPT) if name in values},
+        }
+    return kept
+
+
+#: Columns of :func:`predicted`.
+_KEPT = ("predicted", "std", "lower", "upper", "ood")
+
+
+def _short(values: NDArray[np.float64]) -> list[float | None]:
+    """Return values with six digits, enough for figures; JSON has no infinity."""
+    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values.tolist()]
 
 
 def _rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:

@@ -37,6 +37,8 @@ class PluginBatch:
         Features after the frozen layers, and node features of those that the head reads.
     before
         What the source heads said under the base's weights, (T, B), if it is needed.
+    weights
+        How much each crystal counts, (B,), where they do not count alike.
     """
 
     graphs: GraphBatch
@@ -45,15 +47,18 @@ class PluginBatch:
     prefix: Features | None = None
     below: dict[int, Tensor] | None = None
     before: Tensor | None = None
+    weights: Tensor | None = None
+
+    def mean(self, error: Tensor) -> Tensor:
+        """Return the mean of errors (…, B), each crystal counted by its weight."""
+        return (error if self.weights is None else error * self.weights).mean()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PluginBatch:
         """Return the batch on another device."""
 
         def moved(value: Any) -> Any:
-            if isinstance(value, torch.Tensor | GraphBatch):
+            if isinstance(value, torch.Tensor | GraphBatch | Features):
                 return value.to(device, non_blocking=non_blocking)
-            if isinstance(value, Features):
-                return Features(moved(value.node), moved(value.edge))
             if isinstance(value, dict):
                 return {k: moved(v) for k, v in value.items()}
             return value
@@ -102,12 +107,15 @@ class PluginRows(Dataset[PluginBatch]):
     def batch(self, rows: NDArray[np.int64]) -> PluginBatch:
         """Gather the batch of these rows of the task."""
         task, plugin, targets = self.task, self.plugin, self.targets[torch.from_numpy(rows)]
+        own = task.weights_of(rows)
+        weights = None if own is None else torch.from_numpy(own).float()
         if self.inputs is not None:
             if plugin.head.readout.kind == "atomwise":
                 graphs = task.graphs.batch(rows, with_edges=False)
                 inputs = self.inputs[task.activations.node_rows(rows)]
-                return PluginBatch(graphs, targets, inputs)
-            return PluginBatch(_nothing(len(rows)), targets, self.inputs[torch.from_numpy(rows)])
+                return PluginBatch(graphs, targets, inputs, weights=weights)
+            inputs = self.inputs[torch.from_numpy(rows)]
+            return PluginBatch(_nothing(len(rows)), targets, inputs, weights=weights)
         graphs = task.graphs.batch(rows)
         prefix, below = task.activations.start(rows, plugin.depth, plugin.head.layers)
         before = None
@@ -116,7 +124,7 @@ class PluginRows(Dataset[PluginBatch]):
             with torch.no_grad():
                 node = last[task.activations.node_rows(rows)]
                 before = source_head_outputs(task.base, node, graphs)
-        return PluginBatch(graphs, targets, None, prefix, below, before)
+        return PluginBatch(graphs, targets, None, prefix, below, before, weights)
 
 
 def _nothing(n: int) -> GraphBatch:

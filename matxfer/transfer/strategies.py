@@ -13,7 +13,7 @@ import numpy as np
 
 from matxfer.nn.ensemble import ReadoutEnsemble, join_readouts
 from matxfer.nn.feature_readout import FeatureReadout
-from matxfer.nn.network import EdgeGatedNetwork
+from matxfer.transfer.correction import corrected_head
 from matxfer.transfer.features import fit_features
 from matxfer.transfer.freezing import check_depth
 from matxfer.transfer.plugin import Plugin
@@ -52,7 +52,7 @@ class Trial:
     config
         What it was made with, every choice spelled out.
     error
-        Mean absolute error on the validation rows, in the property's unit.
+        Mean absolute error on the validation rows, in the property's unit; weighed as they are.
     facts
         Seconds, best epoch and the like.
     """
@@ -69,6 +69,8 @@ class Trial:
         read = ",".join(map(str, head.layers))
         if config.strategy == "features":
             return f"features, {config.simple_model}, layers {read}"
+        if config.strategy == "correction":
+            return f"correction, {self.facts['correction']['form']}, of {head.source}"
         held = "" if config.retain == "none" else f", {config.retain} {config.strength}"
         start = f", from {head.source}" if head.source else ""
         return (
@@ -102,6 +104,9 @@ def run_strategy(
     started = time.monotonic()
     if config.strategy == "features":
         plugin, facts = _features(task, config)
+    elif config.strategy == "correction":
+        head, facts = corrected_head(task, config)
+        plugin = Plugin(task.base, task.base.backbone.n_layers, head)
     elif config.strategy == "scratch":
         plugin, facts = _scratch(task, config)
     else:
@@ -115,7 +120,7 @@ def _measured(
     """Round a finished plugin as its file will, and measure it on the validation rows."""
     plugin.eval().round()
     val = task.parts["val"]
-    error = float(np.abs(predicted(task, plugin, val)[0] - task.values[val]).mean())
+    error = task.mean(np.abs(predicted(task, plugin, val)[0] - task.values[val]), val)
     facts["seconds"] = round(time.monotonic() - started, 3)
     return Trial(plugin, config, error, facts)
 
@@ -233,7 +238,7 @@ def _layers_are_affordable(task: Task, config: FinetuneConfig) -> bool:
     if config.freeze is not None:
         return True  # it was asked for
     edges = int(task.graphs.edges_per_graph[task.parts["train"]].sum())
-    return edges * 2e-5 < SLOW_EPOCH_S
+    return edges * task.base.backbone.edge_seconds < SLOW_EPOCH_S
 
 
 def _starts_from_probe(task: Task, config: FinetuneConfig) -> bool:
@@ -266,7 +271,8 @@ def _scratch(task: Task, config: FinetuneConfig) -> tuple[Plugin, dict[str, Any]
     """Train the whole network from random weights: one rate for all layers, nothing retained."""
     head = _readout_head(task, config, None)
     plugin = Plugin(task.base, 0, head)
-    fresh = EdgeGatedNetwork.from_config(task.base.backbone.config())
+    base = task.base.backbone
+    fresh = type(base).from_config(base.config())
     plugin.backbone.load_state_dict(fresh.state_dict())
     own = replace(
         config,
@@ -302,6 +308,7 @@ def _features(task: Task, config: FinetuneConfig) -> tuple[Plugin, dict[str, Any
         task.parts["val"],
         config.seed,
         task.axes(layers),
+        task.weights,
     )
     head = task.head(layers, readout, source, scaler)
     return Plugin(task.base, task.base.backbone.n_layers, head), {}

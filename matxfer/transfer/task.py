@@ -16,6 +16,8 @@ from matxfer.nn.scaling import TargetScaler
 from matxfer.transfer.features import principal_axes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Fewer usable training rows than this are no basis for a model.
 FEWEST_ROWS = 10
+#: Fewest usable rows of the parts that training needs.
+NEEDED = {"train": FEWEST_ROWS, "val": 1}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +52,8 @@ class Task:
         Rows of ``train``, ``val`` and ``test`` that have a graph and a value.
     excluded
         How many rows were left out for which reason.
+    weights
+        How much each row counts, (G,), of a mean of 1 in each part; ``None``: all alike.
     """
 
     base: Model
@@ -57,7 +63,16 @@ class Task:
     values: NDArray[np.float64]
     parts: dict[str, NDArray[np.int64]]
     excluded: dict[str, int]
+    weights: NDArray[np.float64] | None = None
     _axes: dict[tuple[int, ...], Axes] = field(default_factory=dict)
+
+    def weights_of(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """Return the weights of some rows, (n,), or ``None`` where all count alike."""
+        return None if self.weights is None else self.weights[rows]
+
+    def mean(self, x: NDArray[np.float64], rows: NDArray[np.int64]) -> float:
+        """Return the mean of what belongs to some rows, (n,), each counted by its weight."""
+        return float(np.average(x, weights=self.weights_of(rows)))
 
     def layers(self, config: FinetuneConfig) -> tuple[int, ...]:
         """Return the layers that a readout reads."""
@@ -112,11 +127,17 @@ class Task:
         """Fit a scaler to the training rows."""
         rows, offset = self.parts["train"], self.offset(source)
         known = None if offset is None else offset[rows]
-        return TargetScaler.fit(self.prop, self.values[rows], self.graphs.select(rows), known)
+        return TargetScaler.fit(
+            self.prop, self.values[rows], self.graphs.select(rows), known, self.weights_of(rows)
+        )
 
-    def targets(self, scaler: TargetScaler, source: str | None) -> NDArray[np.float32]:
+    def targets(
+        self, scaler: TargetScaler, source: str | None, slope: float = 1.0
+    ) -> NDArray[np.float32]:
         """Return normalised targets of all rows, (G,); NaN where there is none."""
-        return scaler.normalised(self.values, self.graphs, self.offset(source))
+        offset = self.offset(source)
+        known = None if offset is None else slope * offset
+        return scaler.normalised(self.values, self.graphs, known)
 
 
 def make_task(
@@ -126,6 +147,7 @@ def make_task(
     graphs: PackedGraphs,
     activations: Activations,
     transform: str | None,
+    needed: Mapping[str, int] = NEEDED,
 ) -> Task:
     """Sort the rows of a table: what can be used, what is left out and why.
 
@@ -155,7 +177,7 @@ def make_task(
     usable = ~(foreign | no_graph | no_value | outside)
     parts = {p: np.flatnonzero((data.split == p) & usable) for p in ("train", "val", "test")}
     excluded = {reason: count for reason, count in excluded.items() if count}
-    for part, least in (("train", FEWEST_ROWS), ("val", 1)):
+    for part, least in needed.items():
         if len(parts[part]) < least:
             raise TableError(
                 f"{data.source}: {len(parts[part])} usable row(s) in {part!r}, but at least "

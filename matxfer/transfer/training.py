@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from lightning.pytorch import callbacks
 from torch.utils.data import DataLoader
 
 from matxfer.runtime import quiet_lightning
+from matxfer.terminal import person_looks
 from matxfer.transfer.freezing import parameter_groups, trainable_blocks
 from matxfer.transfer.readout_training import (
     CLIP_NORM,
@@ -64,9 +64,11 @@ class FinetuneModule(L.LightningModule):
         self.backbone, self.head = plugin.backbone, plugin.head
         self.best_epoch = 0
         self.history: list[float] = []
+        self.train_history: list[float] = []
         self.best_state: dict[str, Tensor] = {}
         self.averaged: dict[str, Tensor] = {}
         self._errors: list[Tensor] = []
+        self._losses: list[Tensor] = []
 
     def outputs(self, batch: PluginBatch) -> Tensor:
         """Return the normalised outputs of all members, (M, B)."""
@@ -79,7 +81,8 @@ class FinetuneModule(L.LightningModule):
 
     def training_step(self, batch: PluginBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the loss of a batch."""
-        loss = (self.outputs(batch) - batch.targets).abs().mean()
+        loss = batch.mean((self.outputs(batch) - batch.targets).abs())
+        self._losses.append(loss.detach())
         if self.retention is None:
             return loss
         node = None
@@ -98,7 +101,8 @@ class FinetuneModule(L.LightningModule):
     def validation_step(self, batch: PluginBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Collect absolute errors of the members' mean."""
         with self._averaged_weights():
-            self._errors.append((self.outputs(batch).mean(0) - batch.targets).abs())
+            error = (self.outputs(batch).mean(0) - batch.targets).abs()
+        self._errors.append(error if batch.weights is None else error * batch.weights)
 
     def on_validation_epoch_end(self) -> None:
         """Keep the weights of the best epoch in memory: they are small."""
@@ -106,6 +110,8 @@ class FinetuneModule(L.LightningModule):
         self._errors = []
         self.log("val_error", error, prog_bar=True)
         self.history.append(float(error * self.head.scaler.std))
+        self.train_history.append(float(torch.stack(self._losses).mean() * self.head.scaler.std))
+        self._losses = []
         if not self.best_state or self.history[-1] < self.history[self.best_epoch]:
             self.best_epoch = self.current_epoch
             kept = self.averaged or self._trained()
@@ -243,7 +249,7 @@ def train_plugin(
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
-            enable_progress_bar=sys.stderr.isatty(),
+            enable_progress_bar=person_looks(),
             num_sanity_val_steps=0,
             accelerator="cpu" if task.base.device.type == "cpu" else "auto",
             devices=1,
@@ -253,7 +259,7 @@ def train_plugin(
     seconds = (time.monotonic() - started) / max(trainer.current_epoch, 1)
     module.cpu().restore_best()
     plugin.eval()
-    return Fit(module.best_epoch, seconds, module.history)
+    return Fit(module.best_epoch, seconds, module.history, module.train_history)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -9,7 +9,9 @@ with the disagreement of the M readouts and the last-layer Laplace approximation
 Σ = (ΦᵀΦ / σ² + H)⁻¹ over the training set. s0 and c make the validation residuals likely.
 
 Intervals: split conformal (Lei et al., JASA 113, 1094 (2018)) with residuals in units of s(x). With
-n validation rows the level-th interval reaches to the ⌈(n + 1) level⌉-th smallest of them.
+n validation rows the level-th interval reaches to the ⌈(n + 1) level⌉-th smallest of them. Rows
+with weights count by them, and the row to come by the mean weight of such rows, Σw² / Σw
+(Tibshirani et al., NeurIPS 2019).
 
 Score: mean distance to the nearest training crystals in scaled principal components of the
 fingerprint, over the 95th percentile of the same distance among the training crystals: 1 is a rim
@@ -137,7 +139,12 @@ class Uncertainty(nn.Module):
         self.seen[list(elements)] = True
         return self
 
-    def calibrate(self, residual: NDArray[np.float64], variance: NDArray[np.float64]) -> None:
+    def calibrate(
+        self,
+        residual: NDArray[np.float64],
+        variance: NDArray[np.float64],
+        weights: NDArray[np.float64] | None = None,
+    ) -> None:
         """Set s0, c and the quantile from residuals of rows that were not trained on.
 
         Parameters
@@ -146,17 +153,23 @@ class Uncertainty(nn.Module):
             In units of the targets' spread, (n,).
         variance
             Members' and Laplace variance of the same rows, (n,).
+        weights
+            How much each row counts, (n,).
         """
+        w = np.ones(len(residual)) if weights is None else weights
         best = math.inf
         for spread in _SPREADS:
             shape = variance + spread**2
-            factor = float(np.mean(residual**2 / shape)) + 1e-12
-            surprise = float(np.mean(np.log(factor * shape)))  # the rest is constant at this factor
+            factor = float(np.average(residual**2 / shape, weights=w)) + 1e-12
+            # The rest is constant at this factor.
+            surprise = float(np.average(np.log(factor * shape), weights=w))
             if surprise < best:
                 best, self.spread, self.factor = surprise, float(spread), factor**0.5
-        score = np.sort(np.abs(residual) / self._deviation(variance))
-        rank = math.ceil((len(score) + 1) * self.level)
-        self.quantile = float(score[rank - 1]) if rank <= len(score) else math.inf
+        score = np.abs(residual) / self._deviation(variance)
+        order = np.argsort(score)
+        share = np.cumsum(w[order]) / (w.sum() + (w**2).sum() / w.sum())
+        enough = np.flatnonzero(share >= self.level - 1e-12)
+        self.quantile = float(score[order[enough[0]]]) if len(enough) else math.inf
 
     # -- use ----------------------------------------------------------------------------------
     def variance(self, evaluation: Evaluation) -> NDArray[np.float64]:
