@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matxfer.estimator.regressor import TransferRegressor
     from matxfer.evaluation import evaluate
     from matxfer.graph import GraphOptions
+    from matxfer.invariance.callback import DomainInvariance
     from matxfer.model import Model, available_models, load_model
     from matxfer.nn.backbone import Backbone
     from matxfer.potential.fit import finetune_potential
@@ -38,6 +39,7 @@ _HOME = {
     "Crystal": "matxfer.crystal",
     "CrystalError": "matxfer.crystal",
     "CrystalGraph": "matxfer.pyg",
+    "DomainInvariance": "matxfer.invariance.callback",
     "FinetuneConfig": "matxfer.transfer.config",
     "GraphOptions": "matxfer.graph",
     "MatxferCalculator": "matxfer.calculator",
@@ -63,6 +65,7 @@ __all__ = [
     "Crystal",
     "CrystalError",
     "CrystalGraph",
+    "DomainInvariance",
     "FinetuneConfig",
     "GraphOptions",
     "MatxferCalculator",

@@ -124,6 +124,17 @@ def finetune(
             "count more; refused where too few do."
         ),
     ] = None,
+    invariant: Annotated[
+        str | None,
+        typer.Option(help="Train layers whose features do not tell the domains: grl, coral, mmd."),
+    ] = None,
+    invariant_for: Annotated[
+        str | None,
+        typer.Option(help="Structures to be predicted, for --invariant: table, file or folder."),
+    ] = None,
+    invariant_strength: Annotated[
+        float | None, typer.Option(help="How strongly; coral needs some 100 (default 1).")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="At most so many passes.")] = None,
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many passes without improvement.")
@@ -187,6 +198,8 @@ def finetune(
         "features": features,
         "correction": correction,
         "difference": difference,
+        "invariant": invariant,
+        "invariant_strength": invariant_strength,
         "unfreeze_every": unfreeze_every,
         "members": members,
         "patience": patience,
@@ -207,6 +220,7 @@ def finetune(
                 "structure_column": structure_column,
                 "weights_for": weights_for,
                 "models": models,
+                "invariant_for": invariant_for,
             },
             f"is of properties, but {base} is a potential",
         )
@@ -233,11 +247,15 @@ def finetune(
     (table,), options = tables, common | of_properties
     folder = output or f"{Path(table).stem}-plugin"
     with plain_warnings(), counter_on_terminal("building graphs") as advance:
-        weigh = None
+        weigh = candidates = None
         if weights_for is not None:
             from matxfer.domain.weighing import weights_for as weights_of
 
             weigh = weights_of(weights_for)
+        if invariant_for is not None:
+            from matxfer.domain.sample import read_collection
+
+            candidates = read_collection(invariant_for).crystals
         plugin = run(
             table,
             str(target),
@@ -248,6 +266,7 @@ def finetune(
             structure_column=structure_column,
             source_data=source_data,
             weigh=weigh,
+            invariant_for=candidates,
             on_graphs=advance,
             on_source=None if as_json else say_source,
             on_trial=None if as_json else say_trial,

@@ -187,11 +187,12 @@ def _library() -> Any:
     """Return ``huggingface_hub``."""
     try:
         library = import_module("huggingface_hub")
+        utilities = import_module("huggingface_hub.utils")
     except ImportError:
         raise HubError(
             "the Hub needs huggingface_hub, which is not installed: pip install 'matxfer[hub]'"
         ) from None
-    library.utils.disable_progress_bars()  # plugins are small
+    utilities.disable_progress_bars()  # plugins are small
     return library
 
 

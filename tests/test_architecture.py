@@ -21,7 +21,7 @@ FLOORS = (
     ("data", "pyg"),
     ("nn", "skin", "datasets", "hub"),
     ("model", "plugin_files"),
-    ("fisher", "metrics", "model_card"),
+    ("fisher", "metrics", "model_card", "invariance"),
     ("plot",),
     ("pretraining", "transfer"),
     ("potential",),
@@ -46,6 +46,7 @@ FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 #: Where Lightning may appear.
 TRAINING = {
     "matxfer.checkpoint",
+    "matxfer.invariance.callback",
     "matxfer.potential.training",
     "matxfer.pretraining.callbacks",
     "matxfer.pretraining.module",

@@ -10,6 +10,7 @@ import yaml
 
 from matxfer.errors import MatxferError, OptionError
 from matxfer.graph import GraphOptions
+from matxfer.invariance.distances import METHODS as INVARIANT
 from matxfer.nn.readout import READOUTS
 from matxfer.options import (
     COUNT,
@@ -210,6 +211,28 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class InvariantConfig:
+    """Structures of another domain, which the features of the last layer shall resemble.
+
+    Parameters
+    ----------
+    table
+        Table of structures without labels, relative to the configuration file.
+    method, strength
+        See :class:`matxfer.invariance.callback.DomainInvariance`.
+    """
+
+    table: str
+    method: str
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_kinds(self, "invariant")
+        check_choice("method", self.method, INVARIANT, "invariant")
+        check_ranges(self, {"strength": NOT_NEGATIVE}, "invariant")
+
+
+@dataclass(frozen=True, slots=True)
 class PretrainConfig:
     """A whole pretraining run.
 
@@ -223,6 +246,8 @@ class PretrainConfig:
         See the classes.
     exclude
         Tables whose materials are kept out of training and validation.
+    invariant
+        See the class; ``None``: features are as the sources make them.
     trainer
         Passed to ``lightning.Trainer`` as it is (``precision``, ``accelerator``, ``devices``,
         ``strategy``, ``num_nodes``, …); ``logger`` may name a class of
@@ -241,6 +266,7 @@ class PretrainConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     exclude: list[ExcludeConfig] = field(default_factory=list)
+    invariant: InvariantConfig | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
     card: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -292,6 +318,8 @@ def read_config(path: str | Path) -> PretrainConfig:
         }
         for name, cls in _SECTIONS.items():
             parts[name] = _build(cls, data.pop(name, None) or {}, name)
+        if (invariant := data.pop("invariant", None)) is not None:
+            parts["invariant"] = _build(InvariantConfig, invariant, "invariant")
         return _build(PretrainConfig, {**data, **parts, "folder": path.parent}, "the top")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None

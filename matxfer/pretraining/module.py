@@ -70,6 +70,7 @@ class PretrainModule(L.LightningModule):
         self.register_buffer("task_weights", torch.tensor(weights), persistent=False)
         self._sums: Tensor | None = None
         self.last_losses = torch.zeros(len(model.heads))  # of the last step, one per property
+        self.last_nodes = torch.zeros(0, 0)  # of the last step's batch, last layer, (N, F)
         self.denoiser: VectorReadout | None = None
         if any(source.denoise_angstrom for source in config.sources):
             self.denoiser = VectorReadout(model.backbone.edge_dim, model.backbone.edge_dim)
@@ -99,6 +100,7 @@ class PretrainModule(L.LightningModule):
         if self.denoiser is not None:
             graphs, displacement = self._displaced(batch, batch_idx)
         features = self.model.backbone(graphs)
+        self.last_nodes = features.node
         outputs = self._outputs(self.model, graphs, features.node).float()
         known = batch.targets.isfinite() * batch.weight[:, None]
         error = elementwise_loss(self.training_config.loss, outputs - batch.targets.nan_to_num())

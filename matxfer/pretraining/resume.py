@@ -55,6 +55,9 @@ def config_identity(config: PretrainConfig) -> dict[str, Any]:
     for key in ("folder", "card", "name"):
         tree.pop(key)
     tree["training"].pop("fisher_samples")
+    # A part that is always there, so that it is missed where only one of two runs has it.
+    if (invariant := tree.pop("invariant")) is not None:
+        tree["training"]["invariant"] = {k: v for k, v in invariant.items() if k != "table"}
     for source in [*tree["sources"], *tree["exclude"]]:
         source.pop("table")  # what counts is in the file, not where it lies
     trainer = {"precision": "32-true", **config.trainer}

@@ -31,6 +31,7 @@ from matxfer.pretraining.callbacks import (
     RunRecord,
 )
 from matxfer.pretraining.config import EDGE_GATED, ConfigError
+from matxfer.pretraining.invariance import domain_invariance
 from matxfer.pretraining.lock import only_run_in
 from matxfer.pretraining.module import PretrainModule, SourceModule
 from matxfer.pretraining.resume import (
@@ -199,8 +200,12 @@ def _pretrain(
     record.identity |= data_identity(data)
     module = PretrainModule(model, config)
     source = SourceModule(data, model, config.training.batch_size, config.seed)
+    invariance = domain_invariance(config, on_progress)
+    if invariance is not None:
+        model.card["invariant"] = invariance[1]
+        record.identity |= {"invariant_table.sha256": invariance[1]["sha256"]}
     with quiet_lightning():
-        trainer = _trainer(config, run_folder, record)
+        trainer = _trainer(config, run_folder, record, invariance and invariance[0])
     record.identity["processes"] = trainer.world_size
     # Only our own files: the user may have named a folder that holds other things too.
     leftovers = [run_folder / f".{file.name}.part" for file in (last, best)]
@@ -227,9 +232,16 @@ def _pretrain(
     return model
 
 
-def _trainer(config: PretrainConfig, run_folder: Path, record: RunRecord) -> L.Trainer:
+def _trainer(
+    config: PretrainConfig,
+    run_folder: Path,
+    record: RunRecord,
+    invariance: callbacks.Callback | None,
+) -> L.Trainer:
     # The guard comes first: what is not finite shall neither be drawn nor kept.
     extra: list[callbacks.Callback] = [FiniteLoss(run_folder), LearningCurves(run_folder), record]
+    if invariance is not None:
+        extra.append(invariance)
     if config.training.patience is not None:
         extra.append(callbacks.EarlyStopping("val_loss", patience=config.training.patience))
     # The last one after the best one, whose loss it knows. Lightning's own save_last writes only

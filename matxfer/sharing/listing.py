@@ -161,7 +161,7 @@ def headline(facts: dict[str, Any]) -> tuple[float | None, str, int | None]:
                 if (value := facts["test"].get(key)) is not None:
                     return scale * float(value), unit, facts["data"]["rows"].get("test")
             return None, "", None
-        from matxfer.model_card import headline_figure
+        from matxfer.model import headline_figure
 
         figures = facts["figures"]["test"]
         if not figures.get("n"):

@@ -11,7 +11,7 @@ import torch
 
 from matxfer.crystal import MAX_ATOMIC_NUMBER
 from matxfer.model import Model
-from matxfer.nn.network import EdgeGatedNetwork
+from matxfer.nn.registry import build_backbone
 from matxfer.nn.scaling import composition
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def untrained(model: Model, seed: int = 0) -> Model:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = EdgeGatedNetwork.from_config(model.backbone.config())
+        backbone = build_backbone(model.backbone.config())
     digest = hashlib.sha256()
     for name, value in backbone.state_dict().items():
         digest.update(name.encode() + value.numpy().tobytes())

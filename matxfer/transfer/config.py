@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from matxfer.invariance.distances import METHODS as INVARIANT
 from matxfer.options import COUNT, NOT_NEGATIVE, PART, POSITIVE, check_choice, check_ranges
 from matxfer.transfer.correction import FORMS
 from matxfer.transfer.features import METHODS
@@ -26,7 +27,7 @@ class FinetuneConfig:
         validation rows. ``None``: the one that the other options belong to, else ``auto``.
     freeze
         Number K of frozen layers, 0 … L; ``None``: tried with ``auto``, else L (half of L with a
-        retention, which holds layers that are trained).
+        retention or ``invariant``, which are of layers that are trained).
     layers
         Layers that the readout reads (0: the embedding); ``None``: all.
     readout
@@ -47,6 +48,10 @@ class FinetuneConfig:
         How the source is kept (see :mod:`matxfer.transfer.retention`) and how strongly; for ``ewc``
         and ``l2sp`` 1 is the full posterior of the source. ``"auto"``: the strongest whose
         validation error is within 2 % of the best.
+    invariant, invariant_strength
+        Make the features of trained layers resemble those of the structures to be predicted:
+        ``"grl"``, ``"coral"``, ``"mmd"`` (see :mod:`matxfer.invariance.distances`) or ``"none"``,
+        and how strongly.
     probe_first
         Train layers from where a readout alone ends: a random readout would bend them first, and
         more than it needs (Kumar et al., ICLR 2022).
@@ -94,6 +99,8 @@ class FinetuneConfig:
     difference: bool = True
     retain: str = "none"
     strength: float | str = 1.0
+    invariant: str = "none"
+    invariant_strength: float = 1.0
     probe_first: bool = True
     epochs: int | None = None
     patience: int = 20
@@ -129,7 +136,8 @@ class FinetuneConfig:
             return "features"
         if self.correction is not None:
             return "correction"
-        return "auto" if self.freeze is None and self.retain == "none" else "finetune"
+        plain = (self.freeze, self.retain, self.invariant) == (None, "none", "none")
+        return "auto" if plain else "finetune"
 
 
 _CHOICES = {
@@ -137,11 +145,13 @@ _CHOICES = {
     "features": METHODS,
     "correction": ("auto", *FORMS),
     "retain": RETENTION,
+    "invariant": ("none", *INVARIANT),
 }
 _MAY_BE_UNSAID = ("strategy", "features", "correction")
 _RANGES = {
     **dict.fromkeys(("epochs", "patience", "batch_size", "members", "hidden_dim"), COUNT),
     **dict.fromkeys(("learning_rate", "layer_decay", "head_learning_rate"), POSITIVE),
     **dict.fromkeys(("weight_decay", "seed", "unfreeze_every"), NOT_NEGATIVE),
+    "invariant_strength": NOT_NEGATIVE,
     **dict.fromkeys(("warmup_fraction", "average"), PART),
 }

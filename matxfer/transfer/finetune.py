@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ from matxfer.transfer.retention import SourceData
 from matxfer.transfer.row_weights import weighed
 from matxfer.transfer.selection import AUTO, choose_source
 from matxfer.transfer.strategies import Trial, choose, run_strategy
-from matxfer.transfer.task import Task, make_task
+from matxfer.transfer.task import FEWEST_ROWS, Task, make_task
 from matxfer.transfer.transforms import choose_transform
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from matxfer.crystal import Crystal
     from matxfer.transfer.plugin import Plugin
     from matxfer.transfer.ranking import Source
     from matxfer.transfer.row_weights import Weigh
@@ -66,6 +68,7 @@ def finetune(
     source_data: str | Path | pd.DataFrame | None = None,
     keep_predictions: int = KEPT_ROWS,
     weigh: Weigh | None = None,
+    invariant_for: str | Path | pd.DataFrame | Sequence[Crystal] | None = None,
     config: FinetuneConfig | None = None,
     on_graphs: Callable[[int], None] | None = None,
     on_source: Callable[[Source], None] | None = None,
@@ -102,6 +105,8 @@ def finetune(
     weigh
         Says how much each row counts, such as :func:`matxfer.domain.weights_for`: rows that
         resemble the structures to be predicted count more (:mod:`matxfer.transfer.row_weights`).
+    invariant_for
+        Table, or crystals, of structures to be predicted, for the option ``invariant``.
     config, **options
         :class:`FinetuneConfig`, or its fields one by one.
     on_graphs
@@ -171,6 +176,7 @@ def finetune(
     activations = Activations(base, store.graphs)
     task = make_task(base, data, target, store.graphs, activations, config.transform)
     facts = _data_facts(data, split_column, task)
+    task = replace(task, candidates=_candidates(invariant_for, config, base, on_graphs))
     task, told["weights"] = weighed(task, weigh)
     if config.transform == "auto":
         task, told["transform_trials"] = choose_transform(task, config)
@@ -263,13 +269,50 @@ def _range(values: NDArray[np.float64]) -> dict[str, float]:
     return {"min": float(low), "median": float(middle), "max": float(high)}
 
 
+def _candidates(
+    given: str | Path | pd.DataFrame | Sequence[Crystal] | None,
+    config: FinetuneConfig,
+    base: Model,
+    on_graphs: Callable[[int], None] | None,
+) -> SourceData | None:
+    """Return the structures that features shall resemble; refuse where they cannot."""
+    if config.invariant == "none":
+        if given is not None:
+            raise OptionError("structures for invariant features need a method: grl, coral or mmd")
+        return None
+    if given is None:
+        raise OptionError(
+            f"{config.invariant} needs structures to be predicted (--invariant-for, or "
+            "invariant_for=…): features shall resemble theirs"
+        )
+    frozen = config.strategy == "finetune" and config.freeze == base.backbone.n_layers
+    if frozen or config.strategy in ("features", "correction"):
+        raise OptionError(
+            f"{config.invariant} changes features of layers that are trained, but here all are "
+            "frozen; free some (--freeze K with a smaller K) or leave it out"
+        )
+    found = _source_data(given, base, on_graphs)
+    usable = (found.graphs.nodes_per_graph > 0) & ~found.graphs.has_elements_outside(base.elements)
+    if usable.sum() < FEWEST_ROWS:
+        raise OptionError(
+            f"{config.invariant} needs at least {FEWEST_ROWS} usable structures to be predicted, "
+            f"but there are {int(usable.sum())} of {len(usable)}"
+        )
+    return found
+
+
 def _source_data(
-    table: str | Path | pd.DataFrame, base: Model, on_graphs: Callable[[int], None] | None
+    table: str | Path | pd.DataFrame | Sequence[Crystal],
+    base: Model,
+    on_graphs: Callable[[int], None] | None,
 ) -> SourceData:
-    """Read a table of source structures with the source properties that it knows."""
+    """Read a table of structures with the source properties that it knows."""
     from matxfer.data.table import crystals_or_errors
     from matxfer.readers import crystals_of_table
 
+    if isinstance(table, Sequence) and not isinstance(table, str):
+        graphs = graph_store(table, base.backbone.graph_options, on_progress=on_graphs).graphs
+        return SourceData(graphs, Activations(base, graphs), {})
     frame, name = open_table(table)
     known = [target for target in base.heads if target in frame.columns]
     if known:

@@ -73,6 +73,8 @@ class Trial:
             return f"correction, {self.facts['correction']['form']}, of {head.source}"
         held = "" if config.retain == "none" else f", {config.retain} {config.strength}"
         start = f", from {head.source}" if head.source else ""
+        if config.invariant != "none" and self.plugin.depth < self.plugin.backbone.n_layers:
+            held += f", {config.invariant} {config.invariant_strength:g}"
         return (
             f"{config.strategy}, {self.plugin.depth} frozen, {head.readout.kind}, "
             f"layers {read}{start}{held}"
@@ -143,7 +145,7 @@ def _depth(task: Task, config: FinetuneConfig) -> int:
     last = task.base.backbone.n_layers
     if config.freeze is not None:
         return config.freeze
-    return last if config.retain == "none" else last // 2
+    return last if config.retain == config.invariant == "none" else last // 2
 
 
 def _retains(task: Task, config: FinetuneConfig) -> bool:
@@ -247,7 +249,8 @@ def _starts_from_probe(task: Task, config: FinetuneConfig) -> bool:
 
 def _probe(task: Task, config: FinetuneConfig) -> PluginHead:
     """Train a readout on the frozen network, with the epochs that such a one takes."""
-    alone = replace(config, freeze=task.base.backbone.n_layers, retain="none", epochs=None)
+    last = task.base.backbone.n_layers
+    alone = replace(config, freeze=last, retain="none", invariant="none", epochs=None)
     return _finetune(task, alone, None, None)[0].head
 
 

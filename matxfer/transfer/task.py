@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matxfer.transfer.activations import Activations
     from matxfer.transfer.config import FinetuneConfig
     from matxfer.transfer.features import Axes
+    from matxfer.transfer.retention import SourceData
 
 #: Fewer usable training rows than this are no basis for a model.
 FEWEST_ROWS = 10
@@ -54,6 +55,8 @@ class Task:
         How many rows were left out for which reason.
     weights
         How much each row counts, (G,), of a mean of 1 in each part; ``None``: all alike.
+    candidates
+        Structures to be predicted, without values, which features are to resemble.
     """
 
     base: Model
@@ -64,6 +67,7 @@ class Task:
     parts: dict[str, NDArray[np.int64]]
     excluded: dict[str, int]
     weights: NDArray[np.float64] | None = None
+    candidates: SourceData | None = None
     _axes: dict[tuple[int, ...], Axes] = field(default_factory=dict)
 
     def weights_of(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:

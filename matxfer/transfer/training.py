@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import lightning as L  # noqa: N812 - its documented alias
+import numpy as np
 import torch
 from lightning.pytorch import callbacks
 from torch.utils.data import DataLoader
 
+from matxfer.invariance.callback import DomainInvariance, crystal_means
 from matxfer.runtime import quiet_lightning
 from matxfer.terminal import person_looks
 from matxfer.transfer.freezing import parameter_groups, trainable_blocks
@@ -26,7 +28,6 @@ from matxfer.transfer.rows import PluginBatch, PluginRows
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -69,13 +70,19 @@ class FinetuneModule(L.LightningModule):
         self.averaged: dict[str, Tensor] = {}
         self._errors: list[Tensor] = []
         self._losses: list[Tensor] = []
+        self._seen: tuple[PluginBatch | None, list[Tensor]] = (None, [])
+
+    def nodes(self, batch: PluginBatch) -> list[Tensor]:
+        """Return the node features (N, F) of the layers read; those of the last batch are kept."""
+        if self._seen[0] is not batch:
+            self._seen = batch, self.plugin.nodes(batch.graphs, batch.prefix, batch.below)
+        return self._seen[1]
 
     def outputs(self, batch: PluginBatch) -> Tensor:
         """Return the normalised outputs of all members, (M, B)."""
         inputs = batch.inputs
         if inputs is None:
-            nodes = self.plugin.nodes(batch.graphs, batch.prefix, batch.below)
-            inputs = self.head.inputs(nodes, batch.graphs)
+            inputs = self.head.inputs(self.nodes(batch), batch.graphs)
         out: Tensor = self.head(inputs, batch.graphs)
         return out
 
@@ -240,6 +247,8 @@ def train_plugin(
         )
     module = FinetuneModule(plugin, config, retention)
     hooks: list[L.Callback] = [callbacks.EarlyStopping("val_error", patience=config.patience)]
+    if config.invariant != "none":
+        hooks.append(_invariance(task, plugin, config))
     if config.unfreeze_every:
         hooks.append(GradualUnfreezing(config.unfreeze_every))
     with quiet_lightning():
@@ -260,6 +269,29 @@ def train_plugin(
     module.cpu().restore_best()
     plugin.eval()
     return Fit(module.best_epoch, seconds, module.history, module.train_history)
+
+
+def _invariance(task: Task, plugin: Plugin, config: FinetuneConfig) -> L.Callback:
+    """Return what makes features resemble those of the task's candidates."""
+    assert task.candidates is not None, "structures to resemble are given"
+    graphs, kept = task.candidates.graphs, task.candidates.activations
+    usable = (graphs.nodes_per_graph > 0) & ~graphs.has_elements_outside(task.base.elements)
+    rows = np.flatnonzero(usable)
+
+    def batch(step: int) -> PluginBatch:
+        draw = np.random.default_rng((config.seed, step))
+        index = draw.choice(rows, min(config.batch_size, len(rows)), replace=False)
+        prefix, below = kept.start(index, plugin.depth, plugin.head.layers)
+        return PluginBatch(graphs.batch(index), torch.zeros(0), None, prefix, below)
+
+    def features(module: FinetuneModule, of: PluginBatch) -> Tensor:
+        """Return the mean over the atoms of the highest layer read, (B, F)."""
+        highest = max(zip(plugin.head.layers, module.nodes(of), strict=True), key=lambda p: p[0])
+        return crystal_means(highest[1], of.graphs)
+
+    return DomainInvariance(
+        config.invariant, batch, features, config.invariant_strength, config.seed
+    )
 
 
 def _as_it_is(batch: Any) -> Any:

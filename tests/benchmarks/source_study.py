@@ -29,7 +29,7 @@ import torch
 import yaml
 
 from matxfer.metrics import predict_rows, regression_metrics
-from matxfer.model_card import headline_figure
+from matxfer.model import headline_figure
 from matxfer.pretraining.config import read_config
 from matxfer.pretraining.sources import load_sources
 

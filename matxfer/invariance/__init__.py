@@ -1,0 +1,1 @@
+"""Domain-invariant features: distances between domains, and the callback that makes them small."""
