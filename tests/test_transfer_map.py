@@ -295,7 +295,7 @@ def test_left_out_groups_never_leak(kind, crystals, tiny_model, fingerprints):
             assert len(pair) <= 1, name
         held = [rows[k] for k in np.flatnonzero(words == "test")]
         others = [rows[k] for k in np.flatnonzero(np.isin(words, ["train", "val"]))]
-        assert len(held) >= 10
+        assert len(held) >= 5
         if kind == "group":
             assert all(name in {element_family(int(z)) for z in c.numbers} for c in held)
             assert not any(name in {element_family(int(z)) for z in c.numbers} for c in others)
@@ -447,6 +447,7 @@ def test_the_command(planted, tiny_model_folder, tmp_path, monkeypatch, capsys):
         (["--transform", "auto"], "name it"),
         (["--transform", "sqrt"], "unknown transform 'sqrt'"),
         (["--threads", "0"], "--threads is 0"),
+        (["-o", "{table}"], "is a file, but results go into a folder"),
     ],
 )
 def test_mistakes_end_in_one_line(
@@ -455,7 +456,14 @@ def test_mistakes_end_in_one_line(
     table = tmp_path / "mine.parquet"
     planted.to_parquet(table)
     code, said = run(
-        monkeypatch, capsys, table, "--sources", tiny_model_folder, "-o", tmp_path, *words
+        monkeypatch,
+        capsys,
+        table,
+        "--sources",
+        tiny_model_folder,
+        "-o",
+        tmp_path,
+        *(word.format(table=table) for word in words),
     )
     assert code == 2
     assert said.err.startswith("error: ")

@@ -100,6 +100,8 @@ def probe(
 
     if threads is not None and threads < 1:
         raise OptionError(f"--threads is {threads}, but must be at least 1")
+    if Path(output).is_file():
+        raise OptionError(f"--output {output} is a file, but results go into a folder; name one")
     torch.set_num_threads(threads or available_cpus())
     with plain_warnings(), counter_on_terminal("building graphs") as advance:
         wanted = Probe(

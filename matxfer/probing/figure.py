@@ -114,7 +114,7 @@ def _heat(
         )  # fmt: skip
         dark = abs(row["gain"]) > 0.65 * _LIMIT
         text = axis.text(
-            x + 0.5, y + 0.5, f"{100 * row['gain']:+.0f}", ha="center", va="center", fontsize=8,
+            x + 0.5, y + 0.5, _percent(row["gain"]), ha="center", va="center", fontsize=8,
             color="white" if dark else "black",
             weight="bold" if row["verdict"] in (BETTER, NEGATIVE) else "normal",
         )  # fmt: skip
@@ -132,6 +132,12 @@ def _heat(
         axis.set_xticks([k + 0.5 for k in range(len(columns))], [f"K={c}" for c in columns])
 
 
+def _percent(gain: float) -> str:
+    """Return percent with a sign, none for what rounds to zero."""
+    whole = round(100 * gain)
+    return f"{whole:+d}" if whole else "0"
+
+
 def _scale() -> tuple[Any, Any]:
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
@@ -147,5 +153,5 @@ def _colour_bar(figure: Any, place: tuple[float, float, float, float]) -> None:
         ScalarMappable(scale, colours), cax=axis, orientation="horizontal", extend="both"
     )
     ticks = (-0.6, -0.3, 0.0, 0.3, 0.6)
-    bar.set_ticks(ticks, labels=[f"{100 * t:+.0f} %" for t in ticks])
+    bar.set_ticks(ticks, labels=[f"{_percent(t)} %" for t in ticks])
     axis.tick_params(labelsize=7)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 KINDS = ("anion", "group", "prototype", "cluster")
 #: A group of fewer rows says little of the error, so it is not left out …
-FEWEST = 10
+FEWEST = 5
 #: … nor is one without which less than this share of the rows is left to train on.
 LEAST_LEFT = 0.3
 #: At most so many groups are left out, the largest first.
