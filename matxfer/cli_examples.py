@@ -59,12 +59,21 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "benchmark plane": (
         "matxfer benchmark plane --tasks jarvis_2d_exfoliation --splits 0 --threads 1",
     ),
+    "benchmark matbench": (
+        "matxfer benchmark matbench --tasks phonons --threads 1 --authors 'A. Uthor'",
+        "matxfer benchmark matbench --data tables/ --tasks jdft2d,dielectric --repeats 3",
+    ),
     "datasets": ("matxfer datasets list", "matxfer datasets fetch matbench_phonons"),
     "datasets list": ("matxfer datasets list", "matxfer datasets list --json"),
     "datasets info": ("matxfer datasets info matbench_phonons",),
     "datasets fetch": (
         "matxfer datasets fetch matbench_phonons -o phonons.parquet",
         "matxfer datasets fetch matbench_phonons --from matbench_phonons.json.gz   # offline",
+        "matxfer datasets fetch optimade:mp --filter 'nelements=2' --limit 500 -o li.parquet",
+    ),
+    "datasets convert": (
+        "matxfer datasets convert my.db --column gap=band_gap_ev -o my.parquet",
+        "matxfer datasets convert frame.json.gz --column 'k=bulk_modulus_vrh_gpa:log10(GPa)'",
     ),
     "plugins": (
         "matxfer plugins list",

@@ -111,9 +111,7 @@ def fetch(
 
     What was downloaded stays in matxfer's cache ($MATXFER_CACHE, else the user's). A download that
     was cut goes on with the same command. A row that cannot be used keeps its place, and the column
-    error says why. Structures and properties of an OPTIMADE provider (pip install
-    'matxfer[optimade]'): matxfer datasets fetch optimade:mp --filter 'elements HAS "Li" AND
-    nelements=2' -o li.parquet.
+    error says why. OPTIMADE providers: pip install 'matxfer[optimade]'.
     """
     from matxfer.datasets.download import Patience
 

@@ -96,6 +96,16 @@ class StructureFingerprint(TransformerMixin, BaseEstimator):
             If a layer or kind does not exist.
         """
         crystals_of(X)
+        return self.open_network()
+
+    def open_network(self) -> StructureFingerprint:
+        """Do what ``fit`` does, without structures.
+
+        Raises
+        ------
+        OptionError
+            If a layer or kind does not exist.
+        """
         self.model_ = self.model if isinstance(self.model, Model) else load_model(self.model)
         backbone = self.model_.backbone
         self.layers_ = layers_of(self.model_, self.layers)
