@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from scipy.optimize import approx_fprime
 from sklearn.linear_model import LinearRegression
 
 import matxfer.cli
+import matxfer.domain.remedies as remedies_module
 from matxfer.data.properties import property_of
 from matxfer.data.store import graph_store
 from matxfer.domain import density_ratio, weights_for
+from matxfer.domain.remedies import compared, try_remedies
+from matxfer.domain.sample import read_collection
 from matxfer.errors import OptionError
 from matxfer.nn.scaling import TargetScaler, composition
 from matxfer.transfer.activations import Activations
@@ -419,3 +423,86 @@ def test_elements_mend_another_correction_scheme(shared_data):
     elements = found["elements"]["correction"]["elements"]
     assert elements["Se"]["value"] < -0.15
     assert elements["S"]["value"] > 0.1
+
+
+# -- which of them help -----------------------------------------------------------------------
+def test_what_helps_is_sure_and_matters():
+    rng = np.random.default_rng(0)
+    before = np.abs(rng.normal(1, 0.1, 200))
+    found = {
+        share: compared("x", "--x", "of", (before, before * share + rng.normal(0, 0.01, 200)))
+        for share in (0.9, 0.99, 1.0, 1.1)
+    }
+    assert [each.verdict for each in found.values()] == [
+        "helps", "no difference", "no difference", "harms",
+    ]  # fmt: skip
+    assert found[0.9].gain == pytest.approx(0.1 * before.mean(), rel=0.05)
+    assert found[0.9].words().endswith("; --x")
+    assert "--x" not in found[1.1].words()
+    # By a tenth on average, but of two rows: not sure.
+    unsure = compared("x", "--x", "of", (np.array([1.0, 1.0]), np.array([0.5, 1.3])))
+    assert unsure.verdict == "no difference"
+
+
+def test_remedies_are_measured_on_rows_that_nothing_saw(shifted, tiny_model, monkeypatch):
+    """Target values that are measured on change neither fit nor choice; and what helps is told."""
+    import pandas as pd
+
+    target = pd.concat([shifted] * 2, ignore_index=True)  # 60 compositions would do; copies too
+    source = shifted.assign(**{ENERGY: shifted[ENERGY] + 1})
+    collections = [read_collection(frame, [ENERGY]) for frame in (source, target)]
+    fitted = []
+    original = remedies_module.run_strategy
+
+    def quick(task, config, source=None, probe=None):
+        fitted.append(task)
+        config = replace(config, epochs=2) if config.strategy == "finetune" else config
+        return original(task, config, source, probe)
+
+    monkeypatch.setattr(remedies_module, "run_strategy", quick)
+    found = try_remedies(tiny_model, *collections, (ENERGY, ENERGY))
+    told = {each.name: each for each in found.tried}
+    assert told["correction (elements+linear)"].verdict == "helps"
+    assert any("invariant features (mmd" in name for name in told)
+    assert len([name for name in told if name.startswith("importance weights")]) == 1
+    assert len(told) == 6
+    lines = "\n".join(found.lines())
+    assert f"on {found.measured} target structures" in lines
+    assert "--correction elements+linear" in lines
+    for task in fitted:
+        # Compositions are kept whole.
+        names = [
+            {collections[1].compositions[k % 60] for k in task.parts[part] if k < 120}
+            for part in ("train", "val", "test")
+        ]
+        if len(task.graphs) == 120:
+            assert not names[0] & names[2]
+            assert not names[1] & names[2]
+    json.dumps(found.to_json())
+    # Without values of the source only what mends predictions is tried.
+    alone = try_remedies(tiny_model, *collections, (ENERGY, None))
+    assert {each.name for each in alone.tried} == {
+        "correction (elements+linear)", "fine-tuning instead (kernel ridge)",
+    }  # fmt: skip
+
+
+def test_command_that_tries_remedies(shifted, tiny_model_folder, tmp_path, monkeypatch, capsys):
+    shifted.to_parquet(tmp_path / "target.parquet")
+    shifted.drop(columns=ENERGY).to_parquet(tmp_path / "source.parquet")
+    words = ("shift", tmp_path / "source.parquet", tmp_path / "target.parquet",
+             "--model", tiny_model_folder, "--permutations", 199)  # fmt: skip
+    code, out, err = run(monkeypatch, capsys, *words, "--target", ENERGY, "--try-remedies")
+    assert code == 0, err
+    assert "remedies, measured in eV/atom on" in out
+    assert "correction (elements+linear): helps" in out
+    code, out, _ = run(monkeypatch, capsys, *words, "--target", ENERGY, "--json")
+    assert code == 0
+    assert json.loads(out)["remedies"] is None
+    code, _, err = run(monkeypatch, capsys, *words, "--try-remedies")
+    assert code == 2
+    assert "--target" in err
+    few = shifted.assign(**{ENERGY: shifted[ENERGY].where(shifted.index < 14)})
+    few.to_parquet(tmp_path / "target.parquet")
+    code, _, err = run(monkeypatch, capsys, *words, "--target", ENERGY, "--try-remedies")
+    assert code == 2
+    assert "target.parquet" in err

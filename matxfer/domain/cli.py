@@ -44,6 +44,14 @@ def shift(
         ),
     ] = None,
     permutations: Annotated[int, typer.Option(help="Of the labels, for p-values.")] = 499,
+    try_remedies: Annotated[
+        bool,
+        typer.Option(
+            "--try-remedies",
+            help="Try corrections, weights and invariant features, and measure what helps on "
+            "target values; a minute or two.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of samples and permutations.")] = 0,
     figure: Annotated[
         str | None, typer.Option(help="Draw map, elements and residuals to this PNG file.")
@@ -72,6 +80,7 @@ def shift(
             split_column=split_column,
             structure_column=structure_column,
             permutations=permutations,
+            try_remedies=try_remedies,
             seed=seed,
             on_graphs=advance,
         )

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from matxfer.domain.remedies import Remedies
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Diagnosis:
@@ -45,6 +47,8 @@ class Diagnosis:
         The samples, for figures.
     unread
         How many structures of both could not be used.
+    remedies
+        What helps and what does not, if it was tried.
 
     Examples
     --------
@@ -64,6 +68,7 @@ class Diagnosis:
     source: Sample
     target: Sample
     unread: int
+    remedies: Remedies | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return booleans and the statistics behind them."""
@@ -77,6 +82,7 @@ class Diagnosis:
             "covariate": self.covariate.to_json(),
             "concept": self.concept.to_json(),
             "unread": self.unread,
+            "remedies": self.remedies and self.remedies.to_json(),
         }
 
     @property
@@ -131,15 +137,15 @@ class Diagnosis:
                 f"p {effect.p_adjusted:.2g}{'' if effect.matters else ', does not matter'}"
             )
         if self.concept.effects:
-            known = self.concept.own_error
-            own = ", by the spread of the values"
+            known, own = self.concept.own_error, ", by the spread of the values"
             if known:
                 own = f", half of its own error of {known:.3g} ({self.concept.reference})"
             yield (
                 f"  mean absolute difference {self.concept.mae:.3g} (n = {self.concept.n}); sizes "
-                f"matter from {self.concept.threshold:.3g} on"
-                f"{own}"
+                f"matter from {self.concept.threshold:.3g} on{own}"
             )
+        if self.remedies is not None:
+            yield from self.remedies.lines()
 
 
 @told_in_notebook("on_graphs", "building graphs")
@@ -155,6 +161,7 @@ def diagnose(
     split_column: str | None = None,
     structure_column: str | None = None,
     permutations: int = 499,
+    try_remedies: bool = False,
     seed: int = 0,
     on_graphs: Callable[[int], None] | None = None,
 ) -> Diagnosis:
@@ -182,6 +189,9 @@ def diagnose(
         Column of structures, see :mod:`matxfer.readers`.
     permutations, seed
         Of the tests; and of the samples.
+    try_remedies
+        Try corrections, importance weights and invariant features, and measure them on target
+        values (:mod:`matxfer.domain.remedies`).
     on_graphs
         Called with the number of graphs built since the last call.
 
@@ -239,8 +249,30 @@ def diagnose(
         rules = compare_values(
             base, (wide, ours), (goal, other), (column, named, like), shift, seed
         )
+    remedies = None
+    if try_remedies:
+        remedies = _remedies(base, wide, goal, (column, named), sample, seed, on_graphs)
     unread = wide.failed + goal.failed + ours.failed + other.failed
-    return Diagnosis(wide.name, goal.name, base.name, shift, rules, ours, other, unread)
+    return Diagnosis(wide.name, goal.name, base.name, shift, rules, ours, other, unread, remedies)
+
+
+def _remedies(
+    base: Model,
+    source: Collection,
+    target: Collection,
+    columns: tuple[str | None, str | None],
+    sample: int,
+    seed: int,
+    on_graphs: Callable[[int], None] | None,
+) -> Remedies:
+    from matxfer.domain.remedies import try_remedies
+
+    column, named = columns
+    if column is None:
+        raise OptionError("remedies are measured on values: name their column (--target)")
+    return try_remedies(
+        base, source, target, (column, named), sample=sample, seed=seed, on_graphs=on_graphs
+    )
 
 
 def _layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
