@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 from matxfer import plot  # noqa: E402
+from matxfer.data.properties import property_of  # noqa: E402
 from matxfer.errors import OptionError  # noqa: E402
 from matxfer.plot import style  # noqa: E402
 from matxfer.plot.elements import element_residuals, place  # noqa: E402
@@ -131,6 +133,13 @@ def test_parity_says_what_is_wrong():
         plot.parity([1.0])
     with pytest.raises(OptionError, match=r"array of \(1, 2\)"):
         plot.parity([[1.0, 2.0]], [1.0])
+
+
+def test_a_plugin_that_is_not_saved_knows_its_property():
+    kept = {"truth": [1.0, 2.0], "predicted": [1.1, 2.2], "rows": 2}
+    head = SimpleNamespace(prop=property_of("band_gap_ev"))
+    plugin = SimpleNamespace(meta={"predictions": {"test": kept}}, head=head)
+    assert plot.parity(plugin).get_xlabel() == "band gap (eV)"
 
 
 def test_missing_values_of_pandas_are_missing():

@@ -92,10 +92,13 @@ def axes(
     require_matplotlib()
     from matplotlib import rc_context
 
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        # Loads the backend now: what a notebook's sets (interactive) would not outlive the context.
+        plt.draw_if_interactive()
     with rc_context(RC):
         if ax is None:
-            import matplotlib.pyplot as plt
-
             _, ax = plt.subplots(figsize=(width, height), layout="constrained", **more)
         yield ax
 

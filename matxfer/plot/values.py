@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,7 +115,9 @@ def values_of(
         If lengths differ, a column is missing, or something is no number.
     """
     if isinstance(getattr(truth, "meta", None), dict):
-        return of_record(truth.meta, part)
+        found = of_record(truth.meta, part)
+        prop = getattr(getattr(truth, "head", None), "prop", found.prop)  # not in meta until saved
+        return replace(found, prop=prop)
     if predicted is None:
         raise OptionError("give true values and predictions, or a plugin")
     if isinstance(predicted, str) and data is not None:
