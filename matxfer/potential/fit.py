@@ -217,6 +217,20 @@ def finetune_potential(
     ------
     TableError, OptionError, FormatError
         If the frames, the options or the potential cannot be used.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> from ase.build import bulk
+    >>> from ase.calculators.emt import EMT
+    >>> frames = []
+    >>> for k in range(20):
+    ...     atoms = bulk("Cu", a=3.5 + 0.02 * k, cubic=True)
+    ...     atoms.rattle(0.05, seed=k)
+    ...     atoms.calc = EMT()
+    ...     frames.append(atoms)
+    >>> matxfer.finetune_potential(frames, "cu-plugin", freeze=2, epochs=1)
+    PotentialPlugin('cu-plugin' on 'mp-potential', 2 of 3 layers frozen)
     """
     config = PotentialConfig(**options)
     torch.manual_seed(config.seed)

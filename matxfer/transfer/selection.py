@@ -87,6 +87,15 @@ def rank_sources(
         If there is no such model, or it is damaged.
     OptionError
         If no model is a candidate.
+
+    Examples
+    --------
+    >>> import matxfer
+    >>> ranking = matxfer.rank_sources(
+    ...     "solids.parquet", "bulk_modulus_gpa", ["mp-small"], split_column="split"
+    ... )
+    >>> [source.name for source in ranking.sources], ranking.target
+    (['mp-small'], 'bulk_modulus_gpa')
     """
     keep_large_blocks()
     started = time.monotonic()
