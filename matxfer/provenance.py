@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from matxfer.notebook import in_notebook
+
 _PACKAGES = ("matxfer", "torch", "numpy", "vesin", "moyopy")
 
 
@@ -27,8 +29,9 @@ def provenance(seconds: float | None = None) -> dict[str, Any]:
     """Return command, date, versions and, if given, the seconds it took.
 
     Only the file names of paths on the command line are kept: folders are the user's business.
+    A kernel's own command line says nothing of what was done in its notebook.
     """
-    words = [Path(w).name if "/" in w else w for w in sys.argv]
+    words = ["a Jupyter notebook"] if in_notebook() else _command_line()
     record: dict[str, Any] = {
         "command": " ".join(words),
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
@@ -37,3 +40,7 @@ def provenance(seconds: float | None = None) -> dict[str, Any]:
     if seconds is not None:
         record["seconds"] = round(seconds, 3)
     return record
+
+
+def _command_line() -> list[str]:
+    return [Path(word).name if "/" in word else word for word in sys.argv]
