@@ -34,8 +34,12 @@ def sha256(path: Path) -> str:
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write indented JSON with a final newline, whole or not at all; flat lists in one line."""
-    text = _FLAT_LIST.sub(_in_one_line, json.dumps(data, indent=1, ensure_ascii=False)) + "\n"
-    write_text(path, text)
+    write_text(path, json_text(data))
+
+
+def json_text(data: dict[str, Any]) -> str:
+    """Return indented JSON with a final newline, flat lists in one line."""
+    return _FLAT_LIST.sub(_in_one_line, json.dumps(data, indent=1, ensure_ascii=False)) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:

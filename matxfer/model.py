@@ -197,7 +197,7 @@ def available_models() -> list[str]:
     Examples
     --------
     >>> import matxfer
-    >>> matxfer.available_models()
+    >>> matxfer.available_models()[:4]
     ['mp-base', 'mp-base-strict', 'mp-potential', 'mp-small']
     """
     found = {card.parent.name for root in model_folders() for card in root.glob(f"*/{_CARD}")}

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matxfer.files import PLUGIN_FORMAT, FormatError, parse_json
+from matxfer.files import PLUGIN_FORMAT, FormatError, json_text, parse_json
 from matxfer.hub import is_remote, local_folder
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def with_checksum(meta: dict[str, Any], weights: bytes) -> dict[str, Any]:
 
 def json_bytes(meta: dict[str, Any]) -> bytes:
     """Return facts as ``plugin.json`` has them."""
-    return (json.dumps(meta, indent=1, ensure_ascii=False) + "\n").encode()
+    return json_text(meta).encode()
 
 
 def write_files(folder: Path, content: dict[str, bytes]) -> None:

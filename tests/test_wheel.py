@@ -86,7 +86,17 @@ def test_what_is_in_the_wheel(wheel, repository):
     assert any(name.endswith("licenses/LICENSE") for name in names)
     top = {name.split("/")[0] for name in names}
     assert top == {"matxfer", f"matxfer-{matxfer.__version__}.dist-info"}
-    odd = ("test", ".ipynb", "__pycache__", ".pyc", ".pkl", "/.", "conftest", "lightning_logs")
+    odd = (
+        "tests/",
+        "test_",
+        ".ipynb",
+        "__pycache__",
+        ".pyc",
+        ".pkl",
+        "/.",
+        "conftest",
+        "lightning_logs",
+    )
     assert [n for n in names if any(word in n.removeprefix("matxfer/") for word in odd)] == []
     assert facts["Version"] == matxfer.__version__
     assert facts["License-Expression"] == "MIT"

@@ -1,7 +1,7 @@
 """The model ``chgnet``: the weights that the package ``chgnet`` carries, as a model folder of ours.
 
-They are read once, by PyTorch's reader of tensors alone (``weights_only=True``: no pickle is run),
-and written as safetensors with a card into matxfer's cache folder.
+They are read once, by PyTorch's reader of tensors alone, which runs nothing of what it reads, and
+written as safetensors with a card into matxfer's cache folder.
 """
 
 from __future__ import annotations

@@ -228,6 +228,7 @@ def finetune_potential(
     ...     atoms = bulk("Cu", a=3.5 + 0.02 * k, cubic=True)
     ...     atoms.rattle(0.05, seed=k)
     ...     atoms.calc = EMT()
+    ...     _ = atoms.get_forces()  # what is learned is what has been computed
     ...     frames.append(atoms)
     >>> matxfer.finetune_potential(frames, "cu-plugin", freeze=2, epochs=1)
     PotentialPlugin('cu-plugin' on 'mp-potential', 2 of 3 layers frozen)
