@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -30,7 +31,7 @@ from matxfer.transfer.baselines import composition_features
 from matxfer.transfer.config import FinetuneConfig
 from matxfer.transfer.features import principal_axes
 from matxfer.transfer.finetune import finetune
-from matxfer.transfer.negative import checked, composition_error
+from matxfer.transfer.negative import _without_test_rows, checked, composition_error
 from matxfer.transfer.plugin import load_plugin
 from matxfer.transfer.ranking import Source, Verdict, mean_and_spread, ranked, useless_skill
 from matxfer.transfer.scoring import Scored, score_layers
@@ -440,6 +441,24 @@ def test_options_that_speak_against_scratch(task):
     assert len(trials) == 2
     assert facts["scratch"] == trials[1].error
     assert best.error == min(t.error for t in trials)
+
+
+def test_weights_stay_with_their_rows(task):
+    """Rows that count more or less do so in the comparison, too."""
+    weights = np.random.default_rng(0).uniform(0.5, 2.0, len(task.values))
+    small = _without_test_rows(replace(task, weights=weights), 0)
+    known = dict(zip(task.values, weights, strict=True))
+    np.testing.assert_array_equal(small.weights, [known[value] for value in small.values])
+
+    rows = task.parts["test"][: len(task.parts["test"]) // 2 * 2]
+    task = replace(task, parts={**task.parts, "test": rows})
+    errors = []
+    for counted in (rows, rows[::2], rows[1::2]):
+        weights = np.ones(len(task.values))
+        weights[np.setdiff1d(rows, counted)] = 0.0
+        errors.append(composition_error(replace(task, weights=weights), "test"))
+    assert errors[1] != pytest.approx(errors[2], rel=1e-3)
+    assert (errors[1] + errors[2]) / 2 == pytest.approx(errors[0])
 
 
 # -- the command ----------------------------------------------------------------------------------

@@ -84,11 +84,14 @@ def composition_error(task: Task, part: str = "val") -> float:
     scaler, features = task.scaler(None), torch.from_numpy(composition_features(task.graphs))
     targets = task.targets(scaler, None).astype(np.float64)
     train, val = task.parts["train"], task.parts["val"]
-    readout = fit_features("kernel_ridge", features.float(), targets, train, val)
+    readout = fit_features(
+        "kernel_ridge", features.float(), targets, train, val, weights=task.weights
+    )
     output = readout(features.float(), None).mean(0).double().numpy()
     zero = scaler.normalised_fitted(np.zeros(len(output)), task.graphs)
     values = scaler.to_unit((output - zero) * float(scaler.std))
-    return float(np.abs(values - task.values)[task.parts[part]].mean())
+    rows = task.parts[part]
+    return task.mean(np.abs(values - task.values)[rows], rows)
 
 
 def _without_test_rows(task: Task, seed: int) -> Task:
@@ -110,5 +113,6 @@ def _without_test_rows(task: Task, seed: int) -> Task:
         activations=Activations(task.base, graphs),
         values=task.values[rows],
         parts=parts,
+        weights=task.weights_of(rows),
         _axes={},
     )
