@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -24,12 +25,33 @@ from matxfer.potential.model import Potential, load_potential, potential_from
 from matxfer.potential.plugin import PotentialPlugin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 # The same examples in every run, and no failure because a machine is busy.
 settings.register_profile("steady", deadline=None, derandomize=True, database=None)
 settings.load_profile("steady")
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[Any, str, str]]:
+    """Return a function that runs the command in this process: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)  # nothing may land in the repository
+
+    def call(*words: Any) -> tuple[Any, str, str]:
+        from matxfer.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["matxfer", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return exit_.value.code or 0, captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

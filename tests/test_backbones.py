@@ -14,7 +14,6 @@ import torch
 import yaml
 from readme_schnet import blocks
 
-import matxfer.cli
 from matxfer.data.packed import PackedGraphs
 from matxfer.errors import OptionError
 from matxfer.estimator.regressor import TransferRegressor
@@ -63,23 +62,6 @@ def schnet(tmp_path_factory):
         root = tmp_path_factory.mktemp("schnet")
         install(patch, root, "my_package", blocks("python")[0], backbones=entries)
         yield
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Return a function that runs the command in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["matxfer", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            matxfer.cli.main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 # -- names ------------------------------------------------------------------------------------

@@ -64,22 +64,13 @@ def bench(tiny_model, folder):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path, folder, tiny_model_folder):
+def run(run, folder, tiny_model_folder):
     """Return a function that runs ``matxfer benchmark``: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
 
     def call(command, *words, data=folder):
         common = ["--data", data, "--model", tiny_model_folder, "--threads", 1, "-o", "out"]
         common += ["--tasks", "toy_debye", "--epochs", 15]
-        monkeypatch.setattr(
-            sys, "argv", ["matxfer", *map(str, ["benchmark", command, *common, *words])]
-        )
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            matxfer.cli.main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return exit_.value.code or 0, captured.out, captured.err
+        return run("benchmark", command, *common, *words)
 
     return call
 

@@ -27,23 +27,6 @@ TARGET = "debye_temperature_k"
 HEAVY = ("torch", "pymatgen", "ase", "lightning", "torch_geometric", "pandas", "pyarrow", "numpy")
 
 
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Return a function that runs the command in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)  # nothing may land in the repository
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["matxfer", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            matxfer.cli.main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return call
-
-
 def python(code, *words, **environment):
     """Run a new Python process."""
     return subprocess.run(

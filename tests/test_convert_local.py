@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
+from functools import partial
 
 import ase.db
 import numpy as np
@@ -14,7 +14,6 @@ import pytest
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
-import matxfer.cli
 from matxfer.data.table import TableError, read_property_table
 from matxfer.datasets.card import DatasetError
 from matxfer.datasets.convert_local import convert_local
@@ -250,18 +249,8 @@ def test_options_that_make_no_sense(database, tmp_path):
 
 
 # -- the command ------------------------------------------------------------------------------
-def test_command(database, monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["matxfer", "datasets", "convert", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            matxfer.cli.main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return exit_.value.code or 0, captured.out, captured.err
-
+def test_command(database, run, tmp_path):
+    run = partial(run, "datasets", "convert")
     code, out, err = run(database, "--column", "gap=band_gap_ev")
     assert code == 0, err
     assert out.splitlines()[:2] == ["mine.parquet: 60 rows", "  band_gap_ev: 59 values"]

@@ -12,6 +12,7 @@ import threading
 import time
 import types
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -20,7 +21,6 @@ import pyarrow.parquet as pq
 import pytest
 from pymatgen.core import Lattice, Structure
 
-import matxfer.cli
 from matxfer.data.properties import unit_of
 from matxfer.data.table import read_property_table
 from matxfer.datasets import split_json
@@ -540,19 +540,8 @@ def test_a_card_with_another_number_of_rows_is_told(data, tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["matxfer", "datasets", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            matxfer.cli.main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return call
+def run(run):
+    return partial(run, "datasets")
 
 
 def test_commands_list_and_info(run):

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import yaml
 
-import matxfer.cli
 from matxfer import sharing
 from matxfer.errors import OptionError
 from matxfer.files import FormatError
@@ -209,20 +208,6 @@ def published(server, original):
     server.commit("ada/debye", {META: b"{}", WEIGHTS: b"spoilt later"})
     server.tags["v1"] = sha
     return sha
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["matxfer", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            matxfer.cli.main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 def same(folder, original):

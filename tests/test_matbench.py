@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import matxfer.cli
 from matxfer.benchmark import matbench_play
 from matxfer.benchmark.matbench import N_FOLDS, TASKS, file_of, log10_of, read_task
 from matxfer.benchmark.matbench_files import checksum, results, write_submission
@@ -332,17 +331,10 @@ def test_the_source_of_a_submission_does_the_same(
 
 # -- the command ------------------------------------------------------------------------------
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path, folder, tiny_model_folder):
+def run(run, tmp_path, folder, tiny_model_folder):
     def call(*words, where=folder):
         given = ["--data", where, "--model", tiny_model_folder, "--threads", 1, "-o", tmp_path]
-        monkeypatch.setattr(sys, "argv", ["matxfer", "benchmark", "matbench",
-                                          *map(str, [*given, *words])])  # fmt: skip
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            matxfer.cli.main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return exit_.value.code or 0, captured.out, captured.err
+        return run("benchmark", "matbench", *given, *words)
 
     return call
 

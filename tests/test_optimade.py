@@ -9,6 +9,7 @@ import json
 import sys
 import threading
 import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlparse
 
@@ -17,7 +18,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-import matxfer.cli
 from matxfer.crystal import CrystalError
 from matxfer.data.table import read_property_table
 from matxfer.datasets.card import DatasetError
@@ -381,19 +381,8 @@ def test_names_of_providers(monkeypatch, tmp_path, provider):
 
 # -- the command ------------------------------------------------------------------------------
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["matxfer", "datasets", "fetch", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            matxfer.cli.main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return call
+def run(run):
+    return partial(run, "datasets", "fetch")
 
 
 def test_command(run, provider):

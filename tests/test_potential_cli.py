@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import ase.io
 import pytest
 from emt_frames import emt_frames, table_of
 
-import matxfer.cli
 from matxfer.graph import GraphOptions
 from matxfer.nn.network import EdgeGatedNetwork
 from matxfer.potential.fit import make_potential
 from matxfer.potential.plugin import load_potential_plugin
 
 CONFIG = EdgeGatedNetwork(2, 12, 8, 8, GraphOptions(3.6, symmetry=False), 2).config()
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Return a function that runs the command in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["matxfer", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            matxfer.cli.main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

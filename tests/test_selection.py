@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from dataclasses import replace
 from itertools import product
 
@@ -17,7 +16,6 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.neighbors import KNeighborsRegressor
 
-import matxfer.cli
 from matxfer.data.copies import materials
 from matxfer.data.store import graph_store
 from matxfer.data.table import read_property_table
@@ -462,23 +460,6 @@ def test_weights_stay_with_their_rows(task):
 
 
 # -- the command ----------------------------------------------------------------------------------
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Return a function that runs the command in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["matxfer", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            matxfer.cli.main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return call
-
-
 def test_sources_on_the_command_line(run, sources, mine, ranking):
     options = (mine, "--target", TARGET, "--models", sources, "--split-column", "split")
     code, out, err = run("sources", *options)

@@ -7,7 +7,6 @@ import json
 import pickle
 import shutil
 import stat
-import sys
 import zipfile
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +17,6 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-import matxfer.cli
 from matxfer import sharing
 from matxfer.batch.cache import weights_of
 from matxfer.calculator import MatxferCalculator
@@ -54,22 +52,6 @@ def folder(original, tmp_path):
 def shipped(tiny_model_folder, monkeypatch):
     """Let the tiny model be found by its name."""
     monkeypatch.setattr("matxfer.model.model_folders", lambda: [tiny_model_folder.parent])
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["matxfer", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            matxfer.cli.main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 def edit(folder, **changes):

@@ -8,6 +8,7 @@ import numpy as np
 
 from matxfer.errors import OptionError
 from matxfer.plot import style
+from matxfer.plot.values import column
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -190,7 +191,7 @@ def learning_curve(
     >>> [round(float(y), 3) for y in ax.lines[0].get_ydata()]
     [0.4, 0.1]
     """
-    sizes, found, named = (_column(each, data) for each in (rows, errors, groups))
+    sizes, found, named = (column(each, data) for each in (rows, errors, groups))
     x, y = np.asarray(sizes, dtype=np.float64), np.asarray(found, dtype=np.float64)
     names = [""] * len(x) if named is None else [str(name) for name in named]
     if not len(x) == len(y) == len(names):
@@ -226,14 +227,6 @@ def learning_curve(
         if title:
             axis.set_title(style.plain(title))
     return axis  # type: ignore[no-any-return]
-
-
-def _column(given: Any, data: Any) -> Any:
-    if not isinstance(given, str):
-        return given
-    if data is None or given not in data.columns:
-        raise OptionError(f"there is no column {given!r} in the data given")
-    return data[given]
 
 
 def _spread_ticks(sizes: Any) -> list[float]:

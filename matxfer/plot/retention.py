@@ -8,6 +8,7 @@ import numpy as np
 
 from matxfer.errors import OptionError
 from matxfer.plot import style
+from matxfer.plot.values import column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,9 +77,9 @@ def retention_plane(
     """
     if target is None:
         source, target, groups, strengths, unit = _of_plugins(source)
-    x, y = (np.asarray(_column(each, data), dtype=np.float64) for each in (source, target))
+    x, y = (np.asarray(column(each, data), dtype=np.float64) for each in (source, target))
     names = _words(groups, data, len(x))
-    marks = _column(strengths, data)
+    marks = column(strengths, data)
     marks = [0] * len(x) if marks is None else list(marks)
     if not len(x) == len(y) == len(names) == len(marks):
         raise OptionError(
@@ -215,13 +216,5 @@ def _strength(mark: Any) -> str:
 
 
 def _words(given: Any, data: Any, n: int) -> Sequence[str]:
-    column = _column(given, data)
-    return [""] * n if column is None else [str(word) for word in column]
-
-
-def _column(given: Any, data: Any) -> Any:
-    if not isinstance(given, str):
-        return given
-    if data is None or given not in data.columns:
-        raise OptionError(f"there is no column {given!r} in the data given")
-    return data[given]
+    words = column(given, data)
+    return [""] * n if words is None else [str(word) for word in words]

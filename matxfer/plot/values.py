@@ -130,7 +130,7 @@ def values_of(
     prop = property_of(next((name for name in names if name), ""))
     given = {"truth": truth, "predicted": predicted, "lower": lower, "upper": upper, "std": std}
     arrays: dict[str, Any] = {k: _numbers(k, v, data) for k, v in given.items() if v is not None}
-    kinds = () if formulas is None else [str(word) for word in _column("formulas", formulas, data)]
+    kinds = () if formulas is None else [str(word) for word in column(formulas, data, "formulas")]
     n = len(arrays["truth"])
     for key, array in {**arrays, "formulas": kinds}.items():
         if len(array) not in ((n, 0) if key == "formulas" else (n,)):
@@ -180,20 +180,28 @@ def _name(given: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _column(what: str, given: Any, data: Any) -> Any:
+def column(given: Any, data: Any, what: str = "") -> Any:
+    """Return a column of a frame by its name; what is no name is itself a column.
+
+    Raises
+    ------
+    OptionError
+        If there is no such column; ``what`` says what it was to be.
+    """
     if not isinstance(given, str):
         return given
     if data is None or given not in data.columns:
-        raise OptionError(f"{what}: there is no column {given!r} in the data given")
+        place = f"{what}: " if what else ""
+        raise OptionError(f"{place}there is no column {given!r} in the data given")
     return data[given]
 
 
 def _numbers(what: str, given: Any, data: Any) -> Floats:
-    column = _column(what, given, data)
+    found = column(given, data, what)
     try:
-        if hasattr(column, "to_numpy"):  # pandas has missing values of its own
-            column = column.to_numpy(dtype=np.float64, na_value=np.nan)
-        array = np.asarray(column, dtype=np.float64)
+        if hasattr(found, "to_numpy"):  # pandas has missing values of its own
+            found = found.to_numpy(dtype=np.float64, na_value=np.nan)
+        array = np.asarray(found, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise OptionError(f"{what}: holds something that is no number ({error})") from error
     if array.ndim != 1:
