@@ -94,7 +94,7 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
 def test_the_transfer_table_is_that_of_the_benchmark():
     table = text_of("tests/benchmarks/results/transfer.md")
     columns, *rows = re.findall(
-        r"^\|(.+)\|$", table.split("## Test MAE")[1].split("\n## ")[0], re.M
+        r"^\|(.+)\|$", table.split("## Test MAE")[1].split("\n## ")[0], re.MULTILINE
     )
     columns = [name.strip() for name in columns.split("|")]
     measured = {}
