@@ -29,6 +29,7 @@ from matxfer.data.store import graph_store
 from matxfer.data.table import read_property_table
 from matxfer.model import Model, load_model
 from matxfer.readers import load_table
+from matxfer.runtime import use_threads
 from matxfer.transfer.activations import Activations
 from matxfer.transfer.baselines import untrained
 from matxfer.transfer.finetune import finetune
@@ -238,7 +239,7 @@ def main() -> None:
     parser.add_argument("--scratch", action="store_true", help="train from scratch, too")
     parser.add_argument("--raw", type=Path, default=Path("runs/source_selection.jsonl"))
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     arguments.raw.parent.mkdir(parents=True, exist_ok=True)
     measure(arguments)
     write_tables(
