@@ -486,6 +486,22 @@ def test_remedies_are_measured_on_rows_that_nothing_saw(shifted, tiny_model, mon
     }  # fmt: skip
 
 
+def test_a_like_quantity_of_another_name_is_corrected(shifted, tiny_model):
+    """As the diagnosis compares it: another functional's energies, by exactly 1 eV off."""
+    graphs = graph_store(_crystals(shifted), tiny_model.backbone.graph_options).graphs
+    said = Activations(tiny_model, graphs).source(ENERGY)
+    names = ["formation_energy_scan_ev_per_atom", "total_magnetization_mub_per_cell"]
+    target = read_collection(shifted.assign(**dict.fromkeys(names, said + 1)), names)
+    correction, tuned = try_remedies(tiny_model, target, target, (names[0], None)).tried
+    assert correction.before == pytest.approx(1, abs=1e-4)
+    assert tuned.before == correction.before
+    assert (correction.name, correction.verdict) == ("correction (linear)", "helps")
+    assert correction.after < 0.05
+    (nothing,) = try_remedies(tiny_model, target, target, (names[1], None)).tried
+    assert nothing.verdict == "refused"
+    assert "predicts nothing like total_magnetization_mub_per_cell" in nothing.why
+
+
 def test_command_that_tries_remedies(shifted, tiny_model_folder, tmp_path, monkeypatch, capsys):
     shifted.to_parquet(tmp_path / "target.parquet")
     shifted.drop(columns=ENERGY).to_parquet(tmp_path / "source.parquet")

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from matxfer.data.properties import invert_transform
 from matxfer.data.store import graph_store
 from matxfer.data.table import PropertyTable
 from matxfer.domain.sample import draw
+from matxfer.domain.values import like_quantity
 from matxfer.domain.weighing import weights_for
 from matxfer.errors import MatxferError
-from matxfer.nn.plugin_head import like_source
 from matxfer.transfer.activations import Activations
 from matxfer.transfer.config import FinetuneConfig
 from matxfer.transfer.report import predicted
@@ -203,7 +204,7 @@ def try_remedies(
 
 def _of_predictions(task: Task, seed: int) -> Iterator[Remedy]:
     """Try what mends the base's predictions, from target rows with values."""
-    like = like_source(task.prop, task.base.heads)
+    like = like_quantity(task.prop.name, task.base)
     rows, base = task.parts["train"], task.base.name
     of = f"the predictions of {base}, from {len(rows)} target rows"
     if like is None:
@@ -213,8 +214,7 @@ def _of_predictions(task: Task, seed: int) -> Iterator[Remedy]:
         )  # fmt: skip
         return
     config = FinetuneConfig(seed=seed)
-    plain = _errors(task, run_strategy(task, replace(config, strategy="correction",
-                                                     correction="none")))  # fmt: skip
+    plain = _errors_as_it_is(task, like)
     trial = run_strategy(task, replace(config, strategy="correction"))
     form = trial.facts["correction"]["form"]
     option = f"--correction {form}"
@@ -298,6 +298,13 @@ def _task(
 def _errors(task: Task, trial: Trial) -> Floats:
     rows = task.parts["test"]
     return np.asarray(np.abs(predicted(task, trial.plugin, rows)[0] - task.values[rows]))
+
+
+def _errors_as_it_is(task: Task, like: str) -> Floats:
+    """Return the errors of the base's own prediction of a property, on the test rows."""
+    rows, transform = task.parts["test"], task.base.heads[like].prop.transform
+    said = invert_transform(transform, task.activations.source(like)[rows])
+    return np.asarray(np.abs(said - task.values[rows]))
 
 
 def _halves(compositions: Sequence[Composition], share: float, seed: int) -> NDArray[np.bool_]:
