@@ -502,6 +502,27 @@ def test_a_like_quantity_of_another_name_is_corrected(shifted, tiny_model):
     assert "predicts nothing like total_magnetization_mub_per_cell" in nothing.why
 
 
+def test_a_target_of_one_composition_is_halved_by_materials(shifted, tiny_model, monkeypatch):
+    """As carbon is; copies stay together."""
+    import pandas as pd
+
+    target = read_collection(pd.concat([shifted] * 2, ignore_index=True), [ENERGY])
+    target = replace(target, compositions=[((6, 1),)] * len(target))
+    tasks = []
+    original = remedies_module.run_strategy
+
+    def kept(task, *options):
+        tasks.append(task)
+        return original(task, *options)
+
+    monkeypatch.setattr(remedies_module, "run_strategy", kept)
+    found = try_remedies(tiny_model, target, target, (ENERGY, None))
+    assert (found.measured, found.fitted) == (60, 60)
+    parts = [set((tasks[0].parts[part] % 60).tolist()) for part in ("train", "val", "test")]
+    assert [len(part) for part in parts] == [24, 6, 30]
+    assert len(set.union(*parts)) == 60, "no material in two parts"
+
+
 def test_command_that_tries_remedies(shifted, tiny_model_folder, tmp_path, monkeypatch, capsys):
     shifted.to_parquet(tmp_path / "target.parquet")
     shifted.drop(columns=ENERGY).to_parquet(tmp_path / "source.parquet")
