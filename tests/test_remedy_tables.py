@@ -58,5 +58,6 @@ def test_controls_stand_apart(tables, records):
     assert {row[0] for row in control.rows} == {"planted", "halves"}
     assert {row[0] for row in every.rows} == {"A", "B"}
     assert "Of 1 trials between random halves 0 say that a remedy helps and 1 that" in control.note
-    assert "does not help here (of 2: 1 make no difference, 1 are refused)" in sentence
-    assert "corrections from target values (of 2: 1 help, 1 make no difference)" in sentence
+    assert "does not help here (of 2: 1 no difference, 1 refused)" in sentence
+    assert "where rules differ (of 2: 1 help, 1 no difference)" in sentence
+    assert "where they do not (of 0: none)" in sentence

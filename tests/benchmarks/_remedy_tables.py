@@ -12,6 +12,8 @@ from _table import Table
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+#: In the names of pairs between which rules do not differ.
+COVARIATE = "(covariate)"
 VERDICTS = ("helps", "no difference", "harms", "refused")
 
 
@@ -74,20 +76,22 @@ def told(found: Sequence[Outcome]) -> str:
 
     def count(rows: Sequence[Outcome]) -> str:
         verdicts = Counter(o.verdict for o in rows)
-        said = [f"{verdicts[v]} {word}" for v, word in
-                zip(VERDICTS, ("help", "make no difference", "harm", "are refused"), strict=True)
-                if verdicts[v]]  # fmt: skip
-        return f"of {len(rows)}: " + ", ".join(said)
+        words = zip(VERDICTS, ("help", "no difference", "harm", "refused"), strict=True)
+        said = [f"{verdicts[verdict]} {word}" for verdict, word in words if verdicts[verdict]]
+        return f"of {len(rows)}: {', '.join(said) or 'none'}"
 
     fixed = [o for o in found if o.remedy == "correction"]
+    ruled = [o for o in fixed if COVARIATE not in o.pair]
+    alike = [o for o in fixed if COVARIATE in o.pair]
     tuned = [o for o in found if o.remedy.startswith("fine-tuning")]
     alone = [o for o in found if not o.needs_values]
     share = sum(o.verdict == "helps" for o in alone) / max(len(alone), 1)
     most = "does not help here" if share < 0.5 else "helps here"
     return (
         f"Most domain adaptation without target values {most} ({count(alone)}). Against the "
-        f"base's own predictions: corrections from target values ({count(fixed)}); fine-tuning on "
-        f"the same rows ({count(tuned)})."
+        f"base's own predictions: corrections from target values where rules differ "
+        f"({count(ruled)}) and where they do not ({count(alike)}); fine-tuning on the same rows "
+        f"({count(tuned)})."
     )
 
 
