@@ -487,6 +487,43 @@ def test_remedies_are_measured_on_rows_that_nothing_saw(shifted, tiny_model, mon
     }  # fmt: skip
 
 
+def test_a_like_quantity_of_another_name_is_corrected(shifted, tiny_model):
+    """As the diagnosis compares it: another functional's energies, by exactly 1 eV off."""
+    graphs = graph_store(_crystals(shifted), tiny_model.backbone.graph_options).graphs
+    said = Activations(tiny_model, graphs).source(ENERGY)
+    names = ["formation_energy_scan_ev_per_atom", "total_magnetization_mub_per_cell"]
+    target = read_collection(shifted.assign(**dict.fromkeys(names, said + 1)), names)
+    correction, tuned = try_remedies(tiny_model, target, target, (names[0], None)).tried
+    assert correction.before == pytest.approx(1, abs=1e-4)
+    assert tuned.before == correction.before
+    assert (correction.name, correction.verdict) == ("correction (linear)", "helps")
+    assert correction.after < 0.05
+    (nothing,) = try_remedies(tiny_model, target, target, (names[1], None)).tried
+    assert nothing.verdict == "refused"
+    assert "predicts nothing like total_magnetization_mub_per_cell" in nothing.why
+
+
+def test_a_target_of_one_composition_is_halved_by_materials(shifted, tiny_model, monkeypatch):
+    """As carbon is; copies stay together."""
+    import pandas as pd
+
+    target = read_collection(pd.concat([shifted] * 2, ignore_index=True), [ENERGY])
+    target = replace(target, compositions=[((6, 1),)] * len(target))
+    tasks = []
+    original = remedies_module.run_strategy
+
+    def kept(task, *options):
+        tasks.append(task)
+        return original(task, *options)
+
+    monkeypatch.setattr(remedies_module, "run_strategy", kept)
+    found = try_remedies(tiny_model, target, target, (ENERGY, None))
+    assert (found.measured, found.fitted) == (60, 60)
+    parts = [set((tasks[0].parts[part] % 60).tolist()) for part in ("train", "val", "test")]
+    assert [len(part) for part in parts] == [24, 6, 30]
+    assert len(set.union(*parts)) == 60, "no material in two parts"
+
+
 def test_command_that_tries_remedies(shifted, tiny_model_folder, tmp_path, monkeypatch, capsys):
     shifted.to_parquet(tmp_path / "target.parquet")
     shifted.drop(columns=ENERGY).to_parquet(tmp_path / "source.parquet")

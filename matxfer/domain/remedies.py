@@ -1,11 +1,12 @@
 """Which remedies help: each is tried and measured on target rows that no model has learnt from.
 
 Published experience says that most domain adaptation does not help for materials, so nothing is
-recommended unseen. Half of the labelled target structures, compositions kept whole, is for the
-corrections to be fitted to; errors are those on the other half. *Of the base's own predictions*: a
-correction, and fine-tuning on the same rows. *Of models trained on the source's rows*, no target
-value seen: importance weights, and layers with invariant features. A remedy helps if it lowers the
-mean absolute error by more than 2 % and by more than twice the standard error of the difference.
+recommended unseen. Half of the labelled target structures, compositions kept whole (or materials,
+where there are few compositions), is for the corrections to be fitted to; errors are those on the
+other half. *Of the base's own predictions*: a correction, and fine-tuning on the same rows. *Of
+models trained on the source's rows*, no target value seen: importance weights, and layers with
+invariant features. A remedy helps if it lowers the mean absolute error by more than 2 % and by more
+than twice the standard error of the difference.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from matxfer.data.copies import materials
+from matxfer.data.properties import invert_transform
 from matxfer.data.store import graph_store
 from matxfer.data.table import PropertyTable
 from matxfer.domain.sample import draw
+from matxfer.domain.values import like_quantity
 from matxfer.domain.weighing import weights_for
 from matxfer.errors import MatxferError
-from matxfer.nn.plugin_head import like_source
 from matxfer.transfer.activations import Activations
 from matxfer.transfer.config import FinetuneConfig
 from matxfer.transfer.report import predicted
@@ -30,13 +33,12 @@ from matxfer.transfer.strategies import run_strategy
 from matxfer.transfer.task import FEWEST_ROWS, Task, make_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from matxfer.domain.sample import Collection
     from matxfer.model import Model
-    from matxfer.pretraining.exclusion import Composition
     from matxfer.transfer.strategies import Trial
 
     Floats = NDArray[np.float64]
@@ -180,10 +182,11 @@ def try_remedies(
     """
     column, named = columns
     rows = draw(np.flatnonzero(np.isfinite(target.values[column])), sample, seed)
-    half = _halves([target.compositions[k] for k in rows], 0.5, seed)
+    groups = _groups(target, rows)
+    half = _halves(groups, 0.5, seed)
     split = np.where(half, "train", "test")
     fit = np.flatnonzero(half)
-    chosen = _halves([target.compositions[rows[k]] for k in fit], _HELD, seed + 1)
+    chosen = _halves([groups[k] for k in fit], _HELD, seed + 1)
     split[fit[chosen]] = "val"
     crystals = [target.crystals[k] for k in rows]
     task = _task(
@@ -203,7 +206,7 @@ def try_remedies(
 
 def _of_predictions(task: Task, seed: int) -> Iterator[Remedy]:
     """Try what mends the base's predictions, from target rows with values."""
-    like = like_source(task.prop, task.base.heads)
+    like = like_quantity(task.prop.name, task.base)
     rows, base = task.parts["train"], task.base.name
     of = f"the predictions of {base}, from {len(rows)} target rows"
     if like is None:
@@ -213,8 +216,7 @@ def _of_predictions(task: Task, seed: int) -> Iterator[Remedy]:
         )  # fmt: skip
         return
     config = FinetuneConfig(seed=seed)
-    plain = _errors(task, run_strategy(task, replace(config, strategy="correction",
-                                                     correction="none")))  # fmt: skip
+    plain = _errors_as_it_is(task, like)
     trial = run_strategy(task, replace(config, strategy="correction"))
     form = trial.facts["correction"]["form"]
     option = f"--correction {form}"
@@ -236,7 +238,7 @@ def _of_trained(
 ) -> Iterator[Remedy]:
     """Try what mends models trained on the source's rows, from target structures alone."""
     crystals, split = target
-    held = _halves([source.compositions[k] for k in rows], _HELD, seed)
+    held = _halves(_groups(source, rows), _HELD, seed)
     parts = np.concatenate(
         [np.where(held, "val", "train"), np.where(split == "test", "test", "unlabelled")]
     )
@@ -300,9 +302,24 @@ def _errors(task: Task, trial: Trial) -> Floats:
     return np.asarray(np.abs(predicted(task, trial.plugin, rows)[0] - task.values[rows]))
 
 
-def _halves(compositions: Sequence[Composition], share: float, seed: int) -> NDArray[np.bool_]:
-    """Return which rows are in a random part of about this share, compositions kept whole."""
-    names = list(dict.fromkeys(compositions))
+def _errors_as_it_is(task: Task, like: str) -> Floats:
+    """Return the errors of the base's own prediction of a property, on the test rows."""
+    rows, transform = task.parts["test"], task.base.heads[like].prop.transform
+    said = invert_transform(transform, task.activations.source(like)[rows])
+    return np.asarray(np.abs(said - task.values[rows]))
+
+
+def _groups(collection: Collection, rows: NDArray[np.int64]) -> Sequence[Hashable]:
+    """Return what is kept whole: the composition of each row, or its material if they are few."""
+    compositions = [collection.compositions[k] for k in rows]
+    if len(set(compositions)) >= FEWEST_ROWS:
+        return compositions
+    return materials([collection.crystals[k] for k in rows]).tolist()
+
+
+def _halves(groups: Sequence[Hashable], share: float, seed: int) -> NDArray[np.bool_]:
+    """Return which rows are in a random part of about this share, groups kept whole."""
+    names = list(dict.fromkeys(groups))
     order = np.random.default_rng(seed).permutation(len(names))
     inside = {names[k] for k in order[: max(round(share * len(names)), 1)]}
-    return np.array([name in inside for name in compositions])
+    return np.array([name in inside for name in groups])

@@ -103,6 +103,13 @@ def chemistry(table: Collection, seed: int) -> tuple[Collection, Collection]:
     return part_of(table, oxides, "oxides"), part_of(table, alloys, "intermetallics")
 
 
+def random_halves(table: Collection, seed: int) -> tuple[Collection, Collection]:
+    """Return two random halves of a table."""
+    order = np.random.default_rng(seed).permutation(len(table))
+    one, other = (part_of(table, np.sort(part), "half") for part in np.array_split(order, 2))
+    return one, other
+
+
 def by_size(table: Collection) -> tuple[Collection, Collection]:
     """Return small cells, and held-out rows of large cells, of a table."""
     size = np.array([crystal.n_sites for crystal in table.crystals])
@@ -172,8 +179,7 @@ def main() -> None:
     frame = gaps(args.data, "band_gap_hse_ev")
     same = {"column": "band_gap_pbe_ev", "source_column": "band_gap_pbe_ev"}
     compare("PBE gaps → the same PBE gaps", frame, frame, (False, False, ""), **same)
-    order = np.random.default_rng(args.seed).permutation(len(source))
-    one, other = (part_of(source, np.sort(p), "half") for p in np.array_split(order, 2))
+    one, other = random_halves(source, args.seed)
     compare("one half → the other half", one, other, (False, False, ""), column=ENERGY)
     for name, table, column, *wanted in PAIRS:
         goal = args.data / f"{table}.parquet"
