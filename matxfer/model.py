@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,16 @@ from matxfer.files import (
     write_tensors,
 )
 from matxfer.html import card, facts, table
+from matxfer.nn.bounds import DISAGREEMENTS, bounded_by
 from matxfer.nn.head import PropertyHead
 from matxfer.nn.registry import MODELS, MissingPackageError, build_backbone, declared, folder_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from matxfer.data.batch import GraphLike
     from matxfer.nn.backbone import BackboneModule, Features
@@ -272,6 +275,53 @@ def check_base(folder: Path, named: dict[str, Any], base: Model) -> None:
         )
 
 
+def base_of(folder: Path, named: dict[str, Any]) -> str | Path:
+    """Return the base that a plugin names: the model in whose folder it lies, or else by name."""
+    card = folder.parent.parent / _CARD
+    lies_in = folder.parent.name == "plugins" and card.is_file()
+    if lies_in and read_json(card).get("sha256") == named["sha256"]:
+        return card.parent
+    return str(named["name"])
+
+
+def build_network(
+    card: dict[str, Any], weights: dict[str, Tensor]
+) -> tuple[BackboneModule, list[PropertyHead]]:
+    """Build what a card describes, with random weights, and no more than its weights can fill.
+
+    Raises
+    ------
+    SizeError
+        If it describes more.
+    KeyError, TypeError, ValueError
+        If the description lacks something or is of another network.
+    """
+    # Loading must not disturb the caller's seeds.
+    described = {key: card[key] for key in ("architecture", "heads")}
+    with torch.random.fork_rng(devices=[]), bounded_by(weights, described):
+        backbone = build_backbone(card["architecture"])
+        return backbone, [PropertyHead.from_json(h, backbone.node_dim) for h in card["heads"]]
+
+
+@contextmanager
+def disagreeing(folder: Path) -> Iterator[None]:
+    """Tell what a card and its weights disagree in as one error of the files.
+
+    Raises
+    ------
+    FormatError
+        In place of the errors of what is built and filled.
+    """
+    try:
+        yield
+    except MissingPackageError:
+        raise
+    except DISAGREEMENTS as error:
+        raise FormatError(
+            f"{folder / _CARD}: card and weights disagree ({error}); fetch or train the model again"
+        ) from error
+
+
 def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
     """Load a model by the name of a shipped one or by the path of its folder.
 
@@ -300,16 +350,11 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
             "frames to matxfer finetune --model, and for properties a model of them"
         )
     check_weights(folder, card)
-    try:
-        with torch.random.fork_rng(devices=[]):  # loading must not disturb the caller's seeds
-            backbone = build_backbone(card["architecture"])
-            heads = [PropertyHead.from_json(h, backbone.node_dim) for h in card["heads"]]
-            model = Model(backbone, heads, card["elements"], card)
-        model.load_state_dict(read_tensors(folder / WEIGHTS_FILE))
-    except MissingPackageError:
-        raise
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise FormatError(f"{folder / _CARD}: card and weights disagree ({error})") from error
+    weights = read_tensors(folder / WEIGHTS_FILE)
+    with disagreeing(folder):
+        backbone, heads = build_network(card, weights)
+        model = Model(backbone, heads, card["elements"], card)
+        model.load_state_dict(weights)
     model.folder = folder
     _log.info("model %s: %s, sha256 %s…", model.name, folder, model.checksum[:12])
     return model.eval().requires_grad_(False)

@@ -118,6 +118,13 @@ def read_record(plugin: str | Path | Plugin | TransferClassifier) -> Record:
 def _read_classifier(folder: Path) -> Record:
     """Read what the folder of an estimator without a plugin says."""
     path = folder / _ESTIMATOR
+    if (folder / "card.json").is_file():
+        own = sorted(str(each.parent) for each in folder.glob(f"plugins/*/{_META}"))
+        there = f"; its plugins are {', '.join(own)}" if own else ""
+        raise FormatError(
+            f"{folder}: is a base model, of which matxfer models {folder} tells; a report is of a "
+            f"plugin{there}"
+        )
     if not path.is_file():
         raise FormatError(
             f"{folder}: there is no {_META}, nor the {_ESTIMATOR} of a classifier; give the folder "
