@@ -23,6 +23,7 @@ from matxfer.html import card, facts, table
 from matxfer.nn.bounds import DISAGREEMENTS, bounded_by
 from matxfer.nn.head import PropertyHead
 from matxfer.nn.registry import MODELS, MissingPackageError, build_backbone, declared, folder_of
+from matxfer.shipped import CARD, model_folders, models_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 DEFAULT_MODEL = "mp-base"
-WEIGHTS_FILE, _CARD, _FISHER = "model.safetensors", "card.json", "fisher.safetensors"
+WEIGHTS_FILE, _FISHER = "model.safetensors", "fisher.safetensors"
 
 
 class Model(nn.Module):
@@ -172,7 +173,7 @@ class Model(nn.Module):
             **{k: v for k, v in self.card.items() if k not in _DERIVED},
             "sha256": sha256(folder / WEIGHTS_FILE),
         }
-        write_json(folder / _CARD, self.card)
+        write_json(folder / CARD, self.card)
         self.folder = folder
 
 
@@ -187,13 +188,6 @@ def headline_figure(figures: dict[str, Any]) -> tuple[float, str]:
     return float(figures["mae"]), str(figures["unit"])
 
 
-def model_folders() -> list[Path]:
-    """Return the folders that are searched for models by name."""
-    package = Path(__file__).resolve().parent
-    # In an installed package the weights lie inside it, in a checkout beside it.
-    return [package / "pretrained", package.parent / "pretrained"]
-
-
 def available_models() -> list[str]:
     """Return the names of the shipped models.
 
@@ -203,8 +197,7 @@ def available_models() -> list[str]:
     >>> matxfer.available_models()[:4]
     ['mp-base', 'mp-base-strict', 'mp-potential', 'mp-small']
     """
-    found = {card.parent.name for root in model_folders() for card in root.glob(f"*/{_CARD}")}
-    return sorted(found)
+    return models_in(model_folders())
 
 
 def models_of_packages() -> list[str]:
@@ -224,7 +217,7 @@ def find_model(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
     """
     candidates = [root / str(name_or_path) for root in model_folders()]
     folder = next(
-        (p for p in [Path(name_or_path), *candidates] if (p / _CARD).is_file()),
+        (p for p in [Path(name_or_path), *candidates] if (p / CARD).is_file()),
         None,
     ) or folder_of(str(name_or_path))
     if folder is None:
@@ -236,7 +229,7 @@ def find_model(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
             f"no model {str(name_or_path)!r}: give the folder of a model or one of "
             f"{[*available_models(), *models_of_packages()]}"
         )
-    return folder, read_json(folder / _CARD, MODEL_FORMAT)
+    return folder, read_json(folder / CARD, MODEL_FORMAT)
 
 
 def is_potential(card: dict[str, Any]) -> bool:
@@ -277,7 +270,7 @@ def check_base(folder: Path, named: dict[str, Any], base: Model) -> None:
 
 def base_of(folder: Path, named: dict[str, Any]) -> str | Path:
     """Return the base that a plugin names: the model in whose folder it lies, or else by name."""
-    card = folder.parent.parent / _CARD
+    card = folder.parent.parent / CARD
     lies_in = folder.parent.name == "plugins" and card.is_file()
     if lies_in and read_json(card).get("sha256") == named["sha256"]:
         return card.parent
@@ -318,7 +311,7 @@ def disagreeing(folder: Path) -> Iterator[None]:
         raise
     except DISAGREEMENTS as error:
         raise FormatError(
-            f"{folder / _CARD}: card and weights disagree ({error}); fetch or train the model again"
+            f"{folder / CARD}: card and weights disagree ({error}); fetch or train the model again"
         ) from error
 
 

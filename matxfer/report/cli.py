@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from matxfer.cli_names import ModelOfPlugins, report_places
 from matxfer.terminal import (
-    ModelOfPlugins,
     StructureColumn,
     counter_on_terminal,
     plain_warnings,
@@ -17,7 +17,11 @@ from matxfer.terminal import (
 
 def report(
     plugin: Annotated[
-        str, typer.Argument(help="Folder of a plugin, or of a saved TransferClassifier.")
+        str,
+        typer.Argument(
+            help="Folder of a plugin, or of a saved TransferClassifier.",
+            autocompletion=report_places,
+        ),
     ],
     output: Annotated[str, typer.Option("-o", "--output", help="The page.")] = "report.html",
     data: Annotated[
