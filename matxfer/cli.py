@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from matxfer.benchmark.cli import app as benchmark_app
+from matxfer.cli_names import ModelOfPlugins, model_names, plugin_places
 from matxfer.cli_shape import TreeGroup, farewell, in_front, root, silent_log, with_examples
 from matxfer.datasets_cli import app as datasets_app
 from matxfer.domain.cli import shift
@@ -24,7 +25,6 @@ from matxfer.simulate_cli import md, relax
 from matxfer.sources_cli import sources
 from matxfer.terminal import (
     AsJson,
-    ModelOfPlugins,
     StructureColumn,
     condition,
     counter_on_terminal,
@@ -59,7 +59,9 @@ app.add_typer(plugins_app)
 
 @app.command()
 def consolidate(
-    plugin: Annotated[str, typer.Argument(help="Folder of a plugin.")],
+    plugin: Annotated[
+        str, typer.Argument(help="Folder of a plugin.", autocompletion=plugin_places)
+    ],
     table: Annotated[str, typer.Argument(help="The table that it was trained on.")],
     output: Annotated[str, typer.Option("-o", "--output", help="Folder of the new model.")],
     model: ModelOfPlugins = None,
@@ -104,7 +106,10 @@ def consolidate(
 def evaluate(
     table: Annotated[str, typer.Argument(help="Parquet or CSV table.")],
     target: Annotated[str, typer.Option(help="Column of true values.")],
-    plugin: Annotated[str | None, typer.Option(help="Folder of the plugin to evaluate.")] = None,
+    plugin: Annotated[
+        str | None,
+        typer.Option(help="Folder of the plugin to evaluate.", autocompletion=plugin_places),
+    ] = None,
     model: ModelOfPlugins = None,
     split_column: Annotated[str | None, typer.Option(help="Column that names the split.")] = None,
     split: Annotated[str, typer.Option(help="Which rows, with --split-column.")] = "test",
@@ -211,7 +216,10 @@ def pretrain(
 @app.command()
 def models(
     name: Annotated[
-        str | None, typer.Argument(help="Print the card of this model (or folder).")
+        str | None,
+        typer.Argument(
+            help="Print the card of this model (or folder).", autocompletion=model_names
+        ),
     ] = None,
     backbones: Annotated[
         bool, typer.Option("--backbones", help="List the networks that installed packages declare.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from matxfer.cli_names import dataset_names
 from matxfer.terminal import (
     AsJson,
     StructureColumn,
@@ -53,7 +54,10 @@ def list_datasets(as_json: AsJson = False) -> None:
 
 @app.command()
 def info(
-    name: Annotated[str, typer.Argument(help="Name of a dataset, or a card (.toml).")],
+    name: Annotated[
+        str,
+        typer.Argument(help="Name of a dataset, or a card (.toml).", autocompletion=dataset_names),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Print a dataset's card: what it holds, in which units, where it is, whom to cite."""
@@ -82,7 +86,8 @@ def fetch(
     name: Annotated[
         str,
         typer.Argument(
-            help="Name of a dataset, a card (.toml), or optimade:PROVIDER (or address)."
+            help="Name of a dataset, a card (.toml), or optimade:PROVIDER (or address).",
+            autocompletion=dataset_names,
         ),
     ],
     output: Annotated[

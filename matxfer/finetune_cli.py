@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from matxfer.cli_names import model_names, several_models
 from matxfer.errors import OptionError
 from matxfer.potential_cli import (
     Check,
@@ -54,12 +55,16 @@ def finetune(
     ] = None,
     model: Annotated[
         str,
-        typer.Option(help="Base model: a shipped one by name, its folder, or auto: the best."),
+        typer.Option(
+            help="Base model: a shipped one by name, its folder, or auto: the best.",
+            autocompletion=model_names,
+        ),
     ] = DEFAULT_MODEL,
     models: Annotated[
         str | None,
         typer.Option(
-            help="Of --model auto: names and folders with commas to choose among (those shipped)."
+            help="Of --model auto: names and folders with commas to choose among (those shipped).",
+            autocompletion=several_models,
         ),
     ] = None,
     split_column: Annotated[

@@ -1,4 +1,4 @@
-"""Predictions over many packed graphs, and how good they are."""
+"""Predictions over many packed graphs, and how good predictions and probabilities are."""
 
 from __future__ import annotations
 
@@ -67,3 +67,65 @@ def regression_metrics(
         mean = np.average(np.abs(scaled[good]), weights=w[good]) if good.any() else np.nan
         result[f"mae_{prop.transform}"] = float(mean)
     return result
+
+
+#: Bins of the expected calibration error.
+_BINS = 10
+
+
+def classification_metrics(
+    target: NDArray[np.int64], probability: NDArray[np.float64]
+) -> dict[str, Any]:
+    """Return how good the probabilities of K classes are.
+
+    Parameters
+    ----------
+    target
+        Numbers of the true classes, (n,).
+    probability
+        Of each class, (n, K).
+
+    Returns
+    -------
+    dict
+        ``auc``, of more than two classes the mean over one against the rest, ``None`` where only
+        one class occurs; ``accuracy``, and ``accuracy_of_the_commonest``: that of always saying the
+        commonest of these classes; ``brier``, (p - y)² of the second of two classes, and summed
+        over all of more (Brier 1950); ``log_loss`` in nats; ``calibration_error``, expected, of the
+        likeliest class in ten bins (Guo et al., ICML 2017); and ``n``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matxfer.metrics import classification_metrics
+    >>> found = classification_metrics(np.array([0, 1]), np.array([[0.9, 0.1], [0.4, 0.6]]))
+    >>> found["auc"], found["accuracy"], round(found["brier"], 3)
+    (1.0, 1.0, 0.085)
+    """
+    from sklearn.metrics import log_loss
+
+    n, n_classes = probability.shape
+    if n == 0:
+        return {"auc": None, "accuracy": None, "brier": None, "log_loss": None, "n": 0}
+    confidence, hit = probability.max(axis=1), probability.argmax(axis=1) == target
+    place = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    gap = np.bincount(place, confidence - hit, minlength=_BINS)
+    square = ((probability - np.eye(n_classes)[target]) ** 2).sum(axis=1)
+    return {
+        "auc": _mean_auc(target, probability),
+        "accuracy": float(hit.mean()),
+        "accuracy_of_the_commonest": float(np.bincount(target).max() / n),
+        "brier": float(square.mean()) / (2 if n_classes == 2 else 1),
+        "log_loss": float(log_loss(target, probability, labels=np.arange(n_classes))),
+        "calibration_error": float(np.abs(gap).sum() / n),
+        "n": n,
+    }
+
+
+def _mean_auc(target: NDArray[np.int64], probability: NDArray[np.float64]) -> float | None:
+    from sklearn.metrics import roc_auc_score
+
+    columns = [1] if probability.shape[1] == 2 else range(probability.shape[1])
+    known = [k for k in columns if 0 < (target == k).sum() < len(target)]
+    areas = [roc_auc_score(target == k, probability[:, k]) for k in known]
+    return float(np.mean(areas)) if areas else None

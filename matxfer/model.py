@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +20,24 @@ from matxfer.files import (
     write_tensors,
 )
 from matxfer.html import card, facts, table
+from matxfer.nn.bounds import DISAGREEMENTS, bounded_by
 from matxfer.nn.head import PropertyHead
 from matxfer.nn.registry import MODELS, MissingPackageError, build_backbone, declared, folder_of
+from matxfer.shipped import CARD, model_folders, models_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from matxfer.data.batch import GraphLike
     from matxfer.nn.backbone import BackboneModule, Features
 
 _log = logging.getLogger(__name__)
 DEFAULT_MODEL = "mp-base"
-WEIGHTS_FILE, _CARD, _FISHER = "model.safetensors", "card.json", "fisher.safetensors"
+WEIGHTS_FILE, _FISHER = "model.safetensors", "fisher.safetensors"
 
 
 class Model(nn.Module):
@@ -169,7 +173,7 @@ class Model(nn.Module):
             **{k: v for k, v in self.card.items() if k not in _DERIVED},
             "sha256": sha256(folder / WEIGHTS_FILE),
         }
-        write_json(folder / _CARD, self.card)
+        write_json(folder / CARD, self.card)
         self.folder = folder
 
 
@@ -184,13 +188,6 @@ def headline_figure(figures: dict[str, Any]) -> tuple[float, str]:
     return float(figures["mae"]), str(figures["unit"])
 
 
-def model_folders() -> list[Path]:
-    """Return the folders that are searched for models by name."""
-    package = Path(__file__).resolve().parent
-    # In an installed package the weights lie inside it, in a checkout beside it.
-    return [package / "pretrained", package.parent / "pretrained"]
-
-
 def available_models() -> list[str]:
     """Return the names of the shipped models.
 
@@ -200,8 +197,7 @@ def available_models() -> list[str]:
     >>> matxfer.available_models()[:4]
     ['mp-base', 'mp-base-strict', 'mp-potential', 'mp-small']
     """
-    found = {card.parent.name for root in model_folders() for card in root.glob(f"*/{_CARD}")}
-    return sorted(found)
+    return models_in(model_folders())
 
 
 def models_of_packages() -> list[str]:
@@ -221,7 +217,7 @@ def find_model(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
     """
     candidates = [root / str(name_or_path) for root in model_folders()]
     folder = next(
-        (p for p in [Path(name_or_path), *candidates] if (p / _CARD).is_file()),
+        (p for p in [Path(name_or_path), *candidates] if (p / CARD).is_file()),
         None,
     ) or folder_of(str(name_or_path))
     if folder is None:
@@ -233,7 +229,7 @@ def find_model(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
             f"no model {str(name_or_path)!r}: give the folder of a model or one of "
             f"{[*available_models(), *models_of_packages()]}"
         )
-    return folder, read_json(folder / _CARD, MODEL_FORMAT)
+    return folder, read_json(folder / CARD, MODEL_FORMAT)
 
 
 def is_potential(card: dict[str, Any]) -> bool:
@@ -272,6 +268,53 @@ def check_base(folder: Path, named: dict[str, Any], base: Model) -> None:
         )
 
 
+def base_of(folder: Path, named: dict[str, Any]) -> str | Path:
+    """Return the base that a plugin names: the model in whose folder it lies, or else by name."""
+    card = folder.parent.parent / CARD
+    lies_in = folder.parent.name == "plugins" and card.is_file()
+    if lies_in and read_json(card).get("sha256") == named["sha256"]:
+        return card.parent
+    return str(named["name"])
+
+
+def build_network(
+    card: dict[str, Any], weights: dict[str, Tensor]
+) -> tuple[BackboneModule, list[PropertyHead]]:
+    """Build what a card describes, with random weights, and no more than its weights can fill.
+
+    Raises
+    ------
+    SizeError
+        If it describes more.
+    KeyError, TypeError, ValueError
+        If the description lacks something or is of another network.
+    """
+    # Loading must not disturb the caller's seeds.
+    described = {key: card[key] for key in ("architecture", "heads")}
+    with torch.random.fork_rng(devices=[]), bounded_by(weights, described):
+        backbone = build_backbone(card["architecture"])
+        return backbone, [PropertyHead.from_json(h, backbone.node_dim) for h in card["heads"]]
+
+
+@contextmanager
+def disagreeing(folder: Path) -> Iterator[None]:
+    """Tell what a card and its weights disagree in as one error of the files.
+
+    Raises
+    ------
+    FormatError
+        In place of the errors of what is built and filled.
+    """
+    try:
+        yield
+    except MissingPackageError:
+        raise
+    except DISAGREEMENTS as error:
+        raise FormatError(
+            f"{folder / CARD}: card and weights disagree ({error}); fetch or train the model again"
+        ) from error
+
+
 def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
     """Load a model by the name of a shipped one or by the path of its folder.
 
@@ -300,16 +343,11 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
             "frames to matxfer finetune --model, and for properties a model of them"
         )
     check_weights(folder, card)
-    try:
-        with torch.random.fork_rng(devices=[]):  # loading must not disturb the caller's seeds
-            backbone = build_backbone(card["architecture"])
-            heads = [PropertyHead.from_json(h, backbone.node_dim) for h in card["heads"]]
-            model = Model(backbone, heads, card["elements"], card)
-        model.load_state_dict(read_tensors(folder / WEIGHTS_FILE))
-    except MissingPackageError:
-        raise
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise FormatError(f"{folder / _CARD}: card and weights disagree ({error})") from error
+    weights = read_tensors(folder / WEIGHTS_FILE)
+    with disagreeing(folder):
+        backbone, heads = build_network(card, weights)
+        model = Model(backbone, heads, card["elements"], card)
+        model.load_state_dict(weights)
     model.folder = folder
     _log.info("model %s: %s, sha256 %s…", model.name, folder, model.checksum[:12])
     return model.eval().requires_grad_(False)

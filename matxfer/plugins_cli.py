@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from matxfer.terminal import AsJson, ModelOfPlugins, interruptible, print_json, say
+from matxfer.cli_names import ModelOfPlugins, plugin_places
+from matxfer.terminal import AsJson, interruptible, print_json, say
 
 if TYPE_CHECKING:
     from matxfer.sharing.listing import Summary
@@ -28,6 +29,7 @@ PluginPath = Annotated[
     typer.Argument(
         help="Folder, packed file (NAME.matxfer.zip) or hf://user/name[@revision].",
         metavar="PLUGIN",
+        autocompletion=plugin_places,
     ),
 ]
 
@@ -93,7 +95,9 @@ def verify(
     plugins: Annotated[
         list[str],
         typer.Argument(
-            help="Folders, packed files or hf://user/name[@revision].", metavar="PLUGIN..."
+            help="Folders, packed files or hf://user/name[@revision].",
+            metavar="PLUGIN...",
+            autocompletion=plugin_places,
         ),
     ],
     model: ModelOfPlugins = None,

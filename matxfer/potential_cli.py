@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from matxfer.cli_names import model_names
 from matxfer.errors import OptionError
 from matxfer.terminal import (
     AsJson,
@@ -142,7 +143,8 @@ def potential(
     model: Annotated[
         str,
         typer.Option(
-            help="Whose layers are the start: a model of properties, a potential, or none."
+            help="Whose layers are the start: a model of properties, a potential, or none.",
+            autocompletion=model_names,
         ),
     ] = "mp-small",
     split_column: Annotated[

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from matxfer.cli_names import ModelOfPlugins, plugin_places
 from matxfer.errors import OptionError, StrictError
 from matxfer.terminal import (
-    ModelOfPlugins,
     StructureColumn,
     complain,
     interruptible,
@@ -41,7 +41,10 @@ def predict(
     ],
     model: ModelOfPlugins = None,
     plugin: Annotated[
-        list[str] | None, typer.Option("--plugin", help="Folder of a plugin; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--plugin", help="Folder of a plugin; may be repeated.", autocompletion=plugin_places
+        ),
     ] = None,
     output: Annotated[
         str | None,

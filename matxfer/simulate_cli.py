@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from matxfer.cli_names import model_names, plugin_places
 from matxfer.errors import OptionError
 from matxfer.terminal import (
     StructureColumn,
@@ -32,11 +33,19 @@ NOTHING, STOPPED = 1, 3
 
 PotentialName = Annotated[
     str | None,
-    typer.Option("--model", help="Potential, by name or folder (that of the plugin)."),
+    typer.Option(
+        "--model",
+        help="Potential, by name or folder (that of the plugin).",
+        autocompletion=model_names,
+    ),
 ]
 PotentialPlugins = Annotated[
     list[str] | None,
-    typer.Option("--plugin", help="Folder of a plugin of a potential; several: an ensemble."),
+    typer.Option(
+        "--plugin",
+        help="Folder of a plugin of a potential; several: an ensemble.",
+        autocompletion=plugin_places,
+    ),
 ]
 Precision = Annotated[str, typer.Option(help="float32 or float64.")]
 Skin = Annotated[float, typer.Option(help="Skin of the neighbour list, Å.")]

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from matxfer.cli_names import several_models
 from matxfer.terminal import (
     AsJson,
     StructureColumn,
@@ -25,7 +26,8 @@ def sources(
         str | None,
         typer.Option(
             help="Names and folders of models with commas between them, or folders that hold "
-            "several (default: those shipped)."
+            "several (default: those shipped).",
+            autocompletion=several_models,
         ),
     ] = None,
     split_column: Annotated[

@@ -18,14 +18,6 @@ from matxfer.notebook import is_watched
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ModelOption = Annotated[
-    str, typer.Option("--model", help="Base model: a shipped one by name, or its folder.")
-]
-#: Where plugins may say which model is theirs.
-ModelOfPlugins = Annotated[
-    str | None,
-    typer.Option("--model", help="Base model, by name or folder (that of the plugin, or mp-base)."),
-]
 StructureColumn = Annotated[
     str | None,
     typer.Option(help="Column of structures (CIF text, paths or JSON) of a table."),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shlex
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import typer
@@ -18,6 +20,7 @@ from matxfer.cli_examples import EXAMPLES
 from matxfer.cli_shape import in_front, walk, with_examples
 from matxfer.terminal import DEFECT
 
+HERE = Path(__file__).resolve().parents[1]
 ROOT = with_examples(typer.main.get_command(matxfer.cli.app))
 COMMANDS = {" ".join(path): command for path, command in walk(ROOT)}
 
@@ -226,3 +229,110 @@ def test_completion(shell):
     if shell == "bash":
         assert sorted(complete("matxfer pr").split()) == ["predict", "pretrain", "probe"]
         assert complete("matxfer predict --plug").split() == ["--plugin"]
+
+
+@pytest.fixture
+def places(tmp_path):
+    """Return a folder with plugins, a packed one, a model, a classifier and what is none."""
+    for folder in (
+        "mine",
+        "deep/er/plugin one",
+        "model/plugins/first",
+        ".hidden/p",
+        "a/b/c/d/e/far",
+    ):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "plugin.json").write_text("{}")
+    (tmp_path / "model" / "card.json").write_text("{}")
+    (tmp_path / "kinds").mkdir()
+    (tmp_path / "kinds" / "estimator.json").write_text("{}")
+    (tmp_path / "mail.matxfer.zip").write_bytes(b"")
+    (tmp_path / "mist").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path)
+    return tmp_path
+
+
+def completed(line, folder):
+    """Return what bash would offer, and the modules that were imported for it."""
+    asked = {"_MATXFER_COMPLETE": "complete_bash", "COMP_WORDS": line,
+             "COMP_CWORD": str(line.count(" "))}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "matxfer"], capture_output=True, text=True,
+        env=os.environ | asked, cwd=folder, check=False,
+    )  # fmt: skip
+    imported = {row.split("|")[-1].strip() for row in done.stderr.splitlines() if "|" in row}
+    return done.stdout.splitlines(), imported
+
+
+def test_names_of_models_are_completed(places):
+    shipped = sorted(path.parent.name for path in (HERE / "pretrained").glob("*/card.json"))
+    assert len(shipped) > 3
+    found, imported = completed("matxfer predict --model ", places)
+    assert set(shipped) | {"chgnet", "model"} <= set(found)
+    assert {"typer"} <= imported
+    assert not imported & {"torch", "pandas", "lightning", "sklearn"}
+    small = [name for name in shipped if name.startswith("mp-s")]
+    for line in ("predict --model mp-s", "models mp-s", "finetune t.csv --model mp-s",
+                 "relax x.cif --model mp-s", "shift a b --model mp-s",
+                 "report mine --model mp-s", "potential x --model mp-s"):  # fmt: skip
+        assert completed(f"matxfer {line}", places)[0] == small, line
+    for line in ("probe t.csv --sources mp-base,mp-s", "sources t.csv --models mp-base,mp-s"):
+        assert completed(f"matxfer {line}", places)[0] == [f"mp-base,{name}" for name in small]
+    assert completed("matxfer models ./m", places)[0] == ["./model"]
+    assert completed("matxfer predict --model mo", places)[0] == ["model"]
+
+
+def test_places_of_plugins_are_completed(places):
+    near = ["deep/er/plugin one", "mail.matxfer.zip", "mine", "model/plugins/first"]
+    found, imported = completed("matxfer predict x.cif --plugin ", places)
+    assert found == near
+    assert not imported & {"torch", "pandas"}
+    for line in ("predict --plugin m", "plugins info m", "plugins verify mine m", "consolidate m",
+                 "md x.cif --plugin m", "evaluate t.csv --target x --plugin m"):  # fmt: skip
+        assert completed(f"matxfer {line}", places)[0] == near[1:], line
+    assert completed("matxfer report ", places)[0] == sorted([*near, "kinds"])
+    assert completed("matxfer predict --plugin a/b/c/d/", places)[0] == ["a/b/c/d/e/far"]
+    assert completed(f"matxfer predict --plugin {places}/mi", places)[0] == [f"{places}/mine"]
+    assert completed("matxfer predict --plugin ../", places / "mist")[0] == [
+        f"../{name}" for name in near
+    ]
+    assert completed("matxfer predict --plugin nowhere/x", places)[0] == [""]
+
+
+def test_home_stays_as_it_was_typed(places, monkeypatch):
+    from matxfer.cli_names import plugin_places
+
+    monkeypatch.setenv("HOME", str(places))
+    assert plugin_places("~/mi") == ["~/mine"]
+
+
+def test_not_every_folder_of_a_disk_is_looked_into(tmp_path, monkeypatch):
+    from matxfer import cli_names
+
+    for k in range(60):
+        (tmp_path / f"{k:02d}" / "inner").mkdir(parents=True)
+        (tmp_path / f"{k:02d}" / "inner" / "plugin.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert len(cli_names.plugin_places("")) == 60
+    monkeypatch.setattr(cli_names, "_MOST", 11)
+    assert cli_names.plugin_places("") == [f"{k:02d}/inner" for k in range(10)]
+
+
+def test_names_of_datasets_are_completed(places):
+    cards = sorted(path.stem for path in (HERE / "datasets").glob("*.toml"))
+    assert completed("matxfer datasets info ", places)[0] == cards
+    found, imported = completed("matxfer datasets fetch matbench_", places)
+    assert found == [name for name in cards if name.startswith("matbench_")]
+    assert len(found) > 5
+    assert not imported & {"torch", "pandas"}
+
+
+def test_a_shell_is_answered_at_once(places):
+    """The processor's time, not the clock's: other processes may be in the way."""
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        completed("matxfer predict x.cif --plugin m", places)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    assert min(spent) < 1

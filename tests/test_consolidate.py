@@ -19,6 +19,7 @@ from matxfer.files import FormatError, read_json
 from matxfer.model import load_model
 from matxfer.model_card import full_text
 from matxfer.prediction import predict
+from matxfer.report import write_report
 from matxfer.transfer.consolidate import accumulated, consolidate
 from matxfer.transfer.ewc import EWCPenalty
 from matxfer.transfer.finetune import finetune
@@ -101,6 +102,40 @@ def test_the_plugin_lies_beside_its_model(merged, first, frame):
         mine, theirs = (p.meta["figures"][part]["mae"] for p in (plugin, first))
         assert mine == pytest.approx(theirs, rel=1e-4)
     assert plugin.meta["consolidated"]["trained_on"]["name"] == "tiny"
+
+
+def test_the_plugin_keeps_its_predictions_and_has_a_report(merged, first, frame, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    folder = merged.folder / "plugins" / "first"
+    kept = read_json(folder / "plugin.json")["predictions"]
+    assert set(kept) == {"val", "test"}
+    found = predict(frame[frame.split == "test"], folder)  # its base is found: it lies beside it
+    assert kept["test"]["id"] == frame.material_id[frame.split == "test"].tolist()
+    for column, name in (("predicted", FIRST), ("std", f"{FIRST}_std"), ("ood", "ood")):
+        np.testing.assert_allclose(kept["test"][column], found[name], rtol=1e-4)
+    write_report(folder, tmp_path / "r.html", data=frame)
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    write_report(folder, tmp_path / "r.html")
+    for page in (text, (tmp_path / "r.html").read_text(encoding="utf-8")):
+        assert page.count("keeps no predictions") == 0
+        assert "before the base was consolidated</th><td>tiny" in page
+        assert first.meta["versions"]["torch"] in page
+    with pytest.raises(FormatError, match=r"is a base model.*its plugins are .*plugins/first"):
+        write_report(merged.folder, tmp_path / "r.html")
+
+
+def test_secret_values_stay_secret(frame, tiny_model, tmp_path):
+    options = QUICK | {"epochs": 1}
+    for most in (0, 3):
+        mine = finetune(
+            frame, FIRST, tmp_path / f"p{most}", model=tiny_model, keep_predictions=most, **options
+        )
+        consolidate(mine, frame, tmp_path / f"m{most}", samples=5)
+        said = read_json(tmp_path / f"m{most}" / "plugins" / f"p{most}" / "plugin.json")
+        assert [len(part["truth"]) for part in said.get("predictions", {}).values()] == (
+            [3, 3] if most else []
+        )
+        assert said["figures"]["test"]["n"] == 6
 
 
 # -- Fisher information -----------------------------------------------------------------------
@@ -241,7 +276,9 @@ def test_the_first_task_survives_the_second(frame, tiny_model, tmp_path):
         plugin = tmp_path / f"{name}-model" / "plugins" / "first"
         assert {p.name for p in plugin.parent.iterdir()} == {"first", name}
         figures = evaluate(frame, FIRST, plugin, model=last)
-        assert "figures" not in read_json(plugin / "plugin.json")
+        assert not {"figures", "predictions"} & set(read_json(plugin / "plugin.json"))
+        write_report(plugin, tmp_path / "r.html")
+        assert "consolidated with a later plugin since" in (tmp_path / "r.html").read_text()
         return figures["mae"], second.meta["figures"]["val"]["mae"]
 
     forgotten, _ = after(bare, 1.0)

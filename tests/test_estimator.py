@@ -365,8 +365,8 @@ def test_classifier_tells_classes_apart(classifier, X, heavy):
     decision = classifier.decision_function(X)
     np.testing.assert_allclose(1 / (1 + np.exp(-decision)), probability[:, 1], atol=1e-12)
     figures = classifier.figures_
-    assert set(figures) == {"auc", "accuracy", "log_loss", "log_loss_uncalibrated",
-                            "calibration_error"}  # fmt: skip
+    assert set(figures) == {"auc", "accuracy", "accuracy_of_the_commonest", "brier", "log_loss",
+                            "log_loss_uncalibrated", "calibration_error", "n"}  # fmt: skip
     assert 0.7 < figures["auc"] <= 1
     assert figures["log_loss"] <= figures["log_loss_uncalibrated"] + 1e-6
 

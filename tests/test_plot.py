@@ -25,7 +25,17 @@ from matxfer.plot.trust import _intervals, relative_errors  # noqa: E402
 from matxfer.plot.values import values_of  # noqa: E402
 
 RNG = np.random.default_rng(4)
-MODULES = ("agreement", "atoms", "curves", "elements", "maps", "retention", "style", "trust")
+MODULES = (
+    "agreement",
+    "atoms",
+    "classes",
+    "curves",
+    "elements",
+    "maps",
+    "retention",
+    "style",
+    "trust",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -418,6 +428,47 @@ def test_reliability_of_many_classes_and_of_nonsense():
             plot.reliability(labels, given)
     with pytest.raises(OptionError, match="label '2' is none of"):
         plot.reliability([0, 2], [0.5, 0.5], classes=[0, 1])
+
+
+def test_roc_against_scikit_learn():
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    p = RNG.random(300).round(2)  # with ties
+    label = np.where(RNG.random(300) < p, "metal", "gap")
+    ax = plot.roc(label, p, classes=["gap", "metal"])
+    curve = ax.lines[1]
+    x, y, _ = roc_curve(label == "metal", p, drop_intermediate=False)
+    np.testing.assert_allclose(curve.get_xydata(), np.column_stack([x, y]), atol=1e-12)
+    area = roc_auc_score(label == "metal", p)
+    assert curve.get_label() == f"metal ({(label == 'metal').sum()}): AUC {area:.3f}"
+    three = RNG.dirichlet(np.ones(3), 200)
+    kinds = RNG.choice(["a", "b", "b$"], 200, p=[0.2, 0.5, 0.3])
+    ax = plot.roc(kinds, three)
+    found = [text.get_text() for text in ax.get_legend().get_texts()]
+    for k, name in enumerate(["a", "b", "b$"]):
+        area = roc_auc_score(kinds == name, three[:, k])
+        words = f"{name} ({(kinds == name).sum()}): AUC {area:.3f}".replace("$", r"\$")
+        assert words in found
+    assert found[0].startswith("b (")  # the commonest first
+    with pytest.raises(OptionError, match="nothing to tell apart"):
+        plot.roc(["a", "a"], [0.1, 0.2], classes=["a", "b"])
+    many = np.full((20, 20), 0.05)
+    assert len(plot.roc(np.arange(20), many).get_legend().get_texts()) == 7
+
+
+def test_probabilities_by_class_are_counted():
+    p = RNG.random(100)
+    label = RNG.choice(["gap", "metal"], 100)
+    ax = plot.probabilities_by_class(label, p, classes=["gap", "metal"], bins=4)
+    assert ax.get_xlabel() == "predicted probability of metal"
+    for k, name in enumerate(("gap", "metal")):
+        bars = ax.containers[2 * k] if len(ax.containers) == 4 else ax.containers[k]
+        heights = [bar.get_height() for bar in bars][:4]
+        assert heights == np.histogram(p[label == name], 4, (0, 1))[0].tolist()
+    three = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]])
+    ax = plot.probabilities_by_class(["a", "c"], three, classes=["a", "b", "c"], bins=10)
+    assert ax.get_xlabel() == "probability of its class"
+    assert ax.get_xlim() == (0, 1)
 
 
 # -- the map ----------------------------------------------------------------------------------

@@ -12,11 +12,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import TARGET
 from typer.testing import CliRunner
 
 from matxfer.errors import MatxferError, OptionError
+from matxfer.estimator import TransferClassifier
 from matxfer.files import FormatError, read_json, write_json
 from matxfer.html import Markup, facts, join, table, tag
 from matxfer.plot.values import of_record
@@ -45,14 +47,36 @@ def text(plugin, tmp_path_factory):
     return page_of(plugin.folder, tmp_path_factory.mktemp("page"))
 
 
+@pytest.fixture(scope="module")
+def labels(crystal_frame):
+    """Return classes that the tiny network can tell, not always."""
+    value = crystal_frame[TARGET] * np.random.default_rng(1).lognormal(0, 0.3, len(crystal_frame))
+    return pd.Series(np.where(value > value.median(), "stiff", "soft"), name="kind_of_solid")
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_model, crystal_frame, labels, tmp_path_factory):
+    """Return the folder of a classifier and the classifier."""
+    made = TransferClassifier(tiny_model, C=1.0).fit(crystal_frame, labels)
+    folder = tmp_path_factory.mktemp("report") / "kinds"
+    made.save(folder)
+    return folder, made
+
+
+@pytest.fixture
+def kinds(classifier, tmp_path):
+    """Return a copy of the classifier's folder that a test may spoil."""
+    return Path(shutil.copytree(classifier[0], tmp_path / "kinds"))
+
+
 @pytest.fixture
 def folder(plugin, tmp_path):
     """Return a copy of the plugin's folder that a test may spoil."""
     return Path(shutil.copytree(plugin.folder, tmp_path / "mine"))
 
 
-def change(folder, **changes):
-    write_json(folder / "plugin.json", read_json(folder / "plugin.json") | changes)
+def change(folder, file="plugin.json", **changes):
+    write_json(folder / file, read_json(folder / file) | changes)
 
 
 def page_of(folder, tmp_path, **options):
@@ -208,6 +232,158 @@ def test_a_plugin_of_a_potential_has_a_report(small_potential_plugins, tmp_path)
         write_report(changed, tmp_path / "x.html", data="table.csv")
 
 
+# -- the page of a classifier -------------------------------------------------------------------
+CLASSES = [
+    "What it is", "Data", "Classes and probabilities", "Confusions", "Mistakes by element",
+    "Calibration", "Provenance", "Use and cite",
+]  # fmt: skip
+
+
+def rows_of(section, caption):
+    """Return the cells of the body of a table, as text."""
+    found = re.search(
+        rf"<caption>{caption}.*?</caption>.*?<tbody>(.*?)</tbody>", section, re.DOTALL
+    )
+    lines = re.findall(r"<tr>(.*?)</tr>", found[1])
+    return [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", line) for line in lines]
+
+
+def test_the_page_of_a_classifier_says_what_it_keeps(classifier, labels, tmp_path, tiny_model):
+    folder, made = classifier
+    found = sections(page_of(folder, tmp_path))
+    assert list(found) == CLASSES
+    kept = read_json(folder / "estimator.json")["predictions"]["folds"]
+    truth, p = np.array(kept["truth"]), np.array(kept["probability"][1])
+    # The oracle: counts and scores of the kept columns, by hand.
+    assert sorted(truth) == sorted(labels)
+    assert len(set(kept["id"])) == 60
+    said = np.where(p > 0.5, "stiff", "soft")
+    counts = rows_of(found["Confusions"], "Likeliest")
+    for line, true in zip(counts, ("soft", "stiff"), strict=True):
+        assert line[0] == true
+        for cell, other in zip(line[1:3], ("soft", "stiff"), strict=True):
+            assert cell.startswith(f"{((truth == true) & (said == other)).sum()} (")
+        assert line[4] == f"{100 * (said[truth == true] == true).mean():.1f} %"
+        assert line[5] == f"{100 * (truth[said == true] == true).mean():.1f} %"
+    from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
+
+    (figures,) = rows_of(found["Classes and probabilities"], "Figures")
+    stiff = truth == "stiff"
+    commonest = max(stiff.mean(), 1 - stiff.mean())
+    expected = [roc_auc_score(stiff, p), (said == truth).mean(), commonest,
+                brier_score_loss(stiff, p), log_loss(stiff, p)]  # fmt: skip
+    np.testing.assert_allclose([float(cell) for cell in figures[1:6]], expected, rtol=2e-3)
+    worst = max((p[k] if p[k] > 0.5 else 1 - p[k], k) for k in np.flatnonzero(said != truth))
+    (first, *_) = rows_of(found["Classes and probabilities"], "Surest")
+    assert first[0] == kept["id"][worst[1]]
+    assert f"AUC {expected[0]:.3f}" in found["Classes and probabilities"]  # of the drawn curve
+    assert "share that is stiff" in found["Calibration"]
+    assert ["soft", "30", "50.0 %"] in rows_of(found["Data"], "Classes")
+    assert tiny_model.checksum[:12] in found["What it is"]
+    assert f"{made.temperature_:.4g}" in found["What it is"]
+    assert "classifier.safetensors" in found["What it is"]
+    assert "TransferClassifier.load(&#x27;kinds&#x27;)" in found["Use and cite"]
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "A classifier that predicts kind_of_solid: soft or stiff" in text
+    assert str(folder.parent) not in text
+    elements = Elements(text)
+    assert len(elements.ids) == len(set(elements.ids)) > 50
+    assert not {"script", "iframe", "object", "embed"} & set(elements.names)
+
+
+def test_a_classifier_keeps_so_many_samples_and_no_more(
+    tiny_model, crystal_frame, labels, tmp_path
+):
+    for most in (7, 0):
+        made = TransferClassifier(tiny_model, C=1.0, keep_predictions=most)
+        made.fit(crystal_frame, labels).save(tmp_path / "c")
+        kept = read_json(tmp_path / "c" / "estimator.json").get("predictions")
+        found = sections(page_of(tmp_path / "c", tmp_path))
+        assert "log loss" in found["Classes and probabilities"]
+        if most:
+            assert (kept["folds"]["rows"], len(kept["folds"]["truth"])) == (60, 7)
+            assert "7 of 60 held-out samples" in found["Classes and probabilities"]
+        else:
+            assert kept is None
+            assert "with keep_predictions=0" in found["Classes and probabilities"]
+            assert "keeps no probabilities" in found["Calibration"]
+            secret = (tmp_path / "c" / "estimator.json").read_text(encoding="utf-8")
+            assert crystal_frame.material_id[0] not in secret
+    with pytest.raises(OptionError, match="keep_predictions is -1"):
+        made.set_params(keep_predictions=-1).fit(crystal_frame, labels)
+
+
+def test_a_classifier_read_back_makes_the_same_page(classifier, tmp_path, tiny_model):
+    folder, made = classifier
+    back = TransferClassifier.load(folder, tiny_model)
+    back.save(tmp_path / "kinds")
+    before, after = (read_json(f / "estimator.json") for f in (folder, tmp_path / "kinds"))
+    assert after["predictions"] == before["predictions"]
+    assert after["figures"] == before["figures"]
+    write_report(made, tmp_path / "a.html")
+    write_report(back, tmp_path / "b.html")
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_a_classifier_of_before_has_a_page(kinds, tmp_path):
+    said = read_json(kinds / "estimator.json")
+    for key in ("predictions", "data", "elements", "provenance", "target", "layers", "temperature"):
+        said.pop(key)
+    write_json(kinds / "estimator.json", said)
+    found = sections(page_of(kinds, tmp_path))
+    assert "saved before it did" in found["Data"]
+    assert "keeps no probabilities" in found["Confusions"]
+
+
+def test_labels_of_a_table(classifier, crystal_frame, labels, tmp_path, tiny_model):
+    folder, made = classifier
+    table = crystal_frame.assign(kind_of_solid=labels)
+    table.loc[3, "kind_of_solid"] = None
+    record = write_report(
+        folder, tmp_path / "r.html", data=table, model=tiny_model, split_column="split"
+    )
+    assert record.parts == ("test", "val", "train")
+    rows = np.flatnonzero(crystal_frame.split == "test")
+    probability = made.predict_proba(crystal_frame.iloc[rows])
+    kept = record.meta["predictions"]["test"]
+    np.testing.assert_allclose(np.transpose(kept["probability"]), probability, atol=1e-4)
+    assert kept["truth"] == labels.iloc[rows].tolist()
+    hit = (made.predict(crystal_frame.iloc[rows]) == labels.iloc[rows]).mean()
+    assert record.meta["figures"]["test"]["accuracy"] == pytest.approx(hit)
+    assert "1 of 60 rows were left out" in " ".join(record.notes)
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert f"on {len(rows)} test rows" in text
+    # Numbers for labels, another column, rows of one class.
+    numbers = TransferClassifier(tiny_model, C=1.0).fit(crystal_frame, (labels == "soft") * 3)
+    table = crystal_frame.assign(mine=(labels == "soft").astype(float) * 3)[labels == "soft"]
+    record = write_report(numbers, tmp_path / "r.html", data=table, target="mine")
+    assert record.parts == ("all rows",)
+    assert record.meta["figures"]["all rows"]["auc"] is None
+    assert "may have been trained on" in " ".join(record.notes)
+
+
+def test_mistakes_with_classifiers_are_told(
+    classifier, plugin, crystal_frame, tiny_model, tmp_path
+):
+    folder = classifier[0]
+    page, options = tmp_path / "x.html", {"model": tiny_model}
+    for given, more, error, words in (
+        (folder, {"source_data": crystal_frame}, OptionError, "matxfer shift"),
+        (folder, {"data": crystal_frame}, MatxferError, "no column 'kind_of_solid' of labels"),
+        (folder, {"data": crystal_frame, "target": "material_id"}, MatxferError, "is none of the"),
+        (plugin, {"data": crystal_frame, "target": TARGET}, OptionError, "is for classifiers"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=words):
+            write_report(given, page, **more, **options)
+    nameless = TransferClassifier(tiny_model, C=1.0).fit(crystal_frame, ["a", "b"] * 30)
+    with pytest.raises(OptionError, match="--target COLUMN"):
+        write_report(nameless, page, data=crystal_frame)
+    write_json(tmp_path / "estimator.json", {"format": 1, "kind": "StructureFingerprint"})
+    with pytest.raises(FormatError, match="of which there is no report"):
+        write_report(tmp_path, page)
+    assert not page.exists()
+
+
 # -- strangers ----------------------------------------------------------------------------------
 def hostile(folder):
     """Write texts that are no texts wherever a plugin may have some."""
@@ -233,8 +409,26 @@ def hostile(folder):
     write_json(folder / "plugin.json", spoilt)
 
 
-def test_texts_stay_texts(folder, tmp_path):
-    hostile(folder)
+def hostile_classifier(folder):
+    """Write texts that are no texts wherever a classifier may have some."""
+    said = read_json(folder / "estimator.json")
+    of = {label: f"{label}{SCRIPT}$\\frac{{\x1b[31m\x00" for label in said["classes"]}
+    said["classes"] = list(of.values())
+    kept = said["predictions"]["folds"]
+    kept["truth"] = [of[label] for label in kept["truth"]]
+    kept["id"] = [f"{name}{SCRIPT}\x1b" for name in kept["id"]]
+    said["target"] = said["base"]["name"] = SCRIPT
+    said["params"][SCRIPT] = said["provenance"]["command"] = said["provenance"]["date"] = SCRIPT
+    write_json(folder / "estimator.json", said)
+
+
+@pytest.mark.parametrize("kind", ["plugin", "classifier"])
+def test_texts_stay_texts(folder, kinds, tmp_path, kind):
+    if kind == "plugin":
+        hostile(folder)
+    else:
+        hostile_classifier(kinds)
+        folder = kinds
     text = page_of(folder, tmp_path)
     elements = Elements(text)
     assert not {"script", "img", "iframe"} & set(elements.names)
@@ -264,7 +458,7 @@ def sketched(monkeypatch):
             draw(figure.subplots())
         return tag("svg")
 
-    for module in ("about", "quality", "source"):
+    for module in ("classes", "parts", "quality", "source"):
         monkeypatch.setattr(f"matxfer.report.{module}.drawn", drawn)
 
 
@@ -275,6 +469,20 @@ def test_values_of_other_types_are_told(folder, tmp_path, key, sketched):
         text = page_of(folder, tmp_path)
         assert len(sections(text)) == 10
         assert text.endswith("</html>\n")
+
+
+CLASSIFIER_KEYS = (
+    "C", "base", "classes", "data", "elements", "figures", "layers", "params", "predictions",
+    "provenance", "target", "temperature",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", CLASSIFIER_KEYS)
+def test_values_of_other_types_in_a_classifier_are_told(kinds, tmp_path, key, sketched):
+    wrong = {"folds": {"truth": ["x"], "n": "y", "probability": [[1, 2]], "id": 3}}
+    for value in ([1, "a", None], [["soft"], {}], wrong, float("nan"), 7):
+        change(kinds, "estimator.json", **{key: value})
+        assert list(sections(page_of(kinds, tmp_path))) == CLASSES
 
 
 def test_columns_of_different_length_are_told(folder, tmp_path):
@@ -423,25 +631,29 @@ def test_the_browser_test_sees_errors_and_requests(tmp_path, server):
 
 
 @needs_browser
-@pytest.mark.parametrize("kind", ["honest", "hostile"])
-def test_a_browser_opens_it_without_a_word_and_asks_no_one(folder, tmp_path, kind, server):
+@pytest.mark.parametrize("kind", ["honest", "hostile", "classifier", "hostile classifier"])
+def test_a_browser_opens_it_without_a_word_and_asks_no_one(folder, kinds, tmp_path, kind, server):
+    image = f'<img src="http://127.0.0.1:{server[0]}/spy">'
     if kind == "hostile":
         hostile(folder)
-        port, _ = server
-        change(folder, chosen=f'<img src="http://127.0.0.1:{port}/spy">', name="hostile")
-    page_of(folder, tmp_path)
+        change(folder, chosen=image, name="hostile")
+    elif kind == "hostile classifier":
+        hostile_classifier(kinds)
+        change(kinds, "estimator.json", target=image)
+    page_of(kinds if "classifier" in kind else folder, tmp_path)
     dom, console, asked = browse(tmp_path / "report.html", tmp_path, "--dump-dom")
     assert console == []
     assert asked == set()
-    assert dom.count("<section>") == 10
+    assert dom.count("<section>") == (8 if "classifier" in kind else 10)
     assert "<title>pwned" not in dom
     assert Elements(dom).names.count("svg") >= 4
 
 
 @needs_browser
-def test_it_fits_narrow_and_wide_windows_and_paper(folder, tmp_path):
+@pytest.mark.parametrize("kind", ["plugin", "classifier"])
+def test_it_fits_narrow_and_wide_windows_and_paper(folder, kinds, tmp_path, kind):
     """Widths are measured in frames: a page of our own asks how wide the report has become."""
-    text = page_of(folder, tmp_path)
+    text = page_of(folder if kind == "plugin" else kinds, tmp_path)
     # The report's policy allows no script; a copy without it may be looked into.
     free = re.sub(r"<meta http-equiv[^>]*>", "", text)
     free = free.replace("</body>", "<script>parent.postMessage(document.documentElement.scrollWidth"

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from matxfer.cli_names import ModelOption  # noqa: TC001 - Typer reads the annotations
 from matxfer.terminal import (
     AsJson,
-    ModelOption,
     StructureColumn,
     counter_on_terminal,
     integers,

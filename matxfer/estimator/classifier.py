@@ -8,6 +8,7 @@ that the regression did not see, in folds that keep copies of a material togethe
 
 from __future__ import annotations
 
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,16 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
+from matxfer.estimator.about import ABOUT, about_fit
 from matxfer.estimator.files import read_estimator, write_estimator
 from matxfer.estimator.fingerprint import KIND, frozen, layers_of, structures_in
 from matxfer.estimator.samples import SampleError, crystals_of, materials_of, told
 from matxfer.files import FormatError, read_tensors, write_tensors
+from matxfer.metrics import classification_metrics
 from matxfer.model import DEFAULT_MODEL, Model, check_base, load_model
-from matxfer.options import COUNT, POSITIVE, check_ranges
+from matxfer.options import COUNT, NOT_NEGATIVE, POSITIVE, check_ranges
 from matxfer.transfer.features import principal_axes
+from matxfer.transfer.report import KEPT_ROWS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,7 +46,6 @@ _ARRAYS = (
 _WEIGHTS = "classifier.safetensors"
 #: Bounds of the logarithm of the temperature.
 _LOG_TEMPERATURE = (-3.0, 3.0)
-_BINS = 10
 
 
 class TransferClassifier(ClassifierMixin, BaseEstimator):
@@ -66,6 +69,10 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
     on_error
         A structure that cannot be used ends in an error (``"raise"``); or (``"nan"``) it is left
         out of ``fit`` with a warning, and has probabilities NaN.
+    keep_predictions
+        At most so many samples are kept with their ids, formulas, labels and the probabilities of
+        the fold that did not see them, for :func:`matxfer.report.write_report`; 0: none, where
+        labels are secret.
     random_state
         Seed of the folds.
 
@@ -77,9 +84,14 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
         What was chosen.
     figures_
         Of the samples in the folds that did not see them: ``auc`` (of more than two classes the
-        mean over one against the rest), ``accuracy``, ``log_loss`` and ``log_loss_uncalibrated``,
-        ``calibration_error`` (expected, ten bins); empty where there were too few samples. Penalty
-        and temperature were chosen on the same folds, so they flatter a little: report a test set.
+        mean over one against the rest), ``accuracy``, ``brier``, ``log_loss`` and
+        ``log_loss_uncalibrated``, ``calibration_error`` (expected, ten bins), see
+        :func:`matxfer.metrics.classification_metrics`; empty where there were too few samples.
+        Penalty and temperature were chosen on the same folds, so they flatter a little: report a
+        test set.
+    about_
+        What a report shows: ``target`` (the name of y, if it has one), ``data``, ``elements``,
+        ``provenance`` and, if they are kept, ``predictions``.
 
     Examples
     --------
@@ -108,6 +120,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
         calibrate: bool = True,
         cv: int = 5,
         on_error: str = "raise",
+        keep_predictions: int = KEPT_ROWS,
         random_state: Any = 0,
     ) -> None:
         self.model = model
@@ -117,6 +130,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
         self.calibrate = calibrate
         self.cv = cv
         self.on_error = on_error
+        self.keep_predictions = keep_predictions
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any, groups: Any = None) -> TransferClassifier:
@@ -138,9 +152,11 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
         ValueError
             If there is one class alone.
         """
+        started = time.monotonic()
         crystals = crystals_of(X)
         labels = _labels(y, len(crystals))
-        check_ranges(self, {"cv": COUNT} | ({} if self.C is None else {"C": POSITIVE}))
+        ranges = {"cv": COUNT, "keep_predictions": NOT_NEGATIVE}
+        check_ranges(self, ranges | ({} if self.C is None else {"C": POSITIVE}))
         self.base_ = self.model if isinstance(self.model, Model) else load_model(self.model)
         self.layers_ = layers_of(self.base_, self.layers)
         activations, good = frozen(self.base_, crystals, self.on_error)
@@ -159,13 +175,21 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
         x = self._read(activations)[rows]
         material = materials_of(crystals, groups, activations.graphs)[rows]
         folds = _folds(target, material, self.cv, self.random_state)
-        self._choose(x, target, folds)
+        probability = self._choose(x, target, folds)
         fitted = _regression(self.C_).fit(x, target)
         self.coef_, self.intercept_ = fitted.coef_, fitted.intercept_
+        self.about_ = about_fit(
+            y, crystals, rows, classes=self.classes_, target=target, folds=folds,
+            materials=len(np.unique(material)), probability=probability,
+            keep=self.keep_predictions, seconds=time.monotonic() - started,
+        )  # fmt: skip
         return self
 
-    def _choose(self, x: Floats, target: NDArray[np.int64], folds: Folds) -> None:
-        """Choose penalty and temperature on the samples that a fold did not see."""
+    def _choose(self, x: Floats, target: NDArray[np.int64], folds: Folds) -> Floats:
+        """Choose penalty and temperature on the samples that a fold did not see.
+
+        Return their probabilities, in the order of the folds, (m, K).
+        """
         from sklearn.metrics import log_loss
 
         self.C_, self.temperature_, self.figures_ = self.C or 1.0, 1.0, {}
@@ -174,7 +198,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
                 "a class has too few materials for folds: the probabilities are not calibrated",
                 stacklevel=3,
             )
-            return
+            return np.zeros((0, len(self.classes_)))
         labels = np.arange(len(self.classes_))
         seen = np.concatenate([test for _, test in folds])
         best = np.inf
@@ -188,7 +212,9 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
         if self.calibrate:
             self.temperature_ = _temperature(chosen, target[seen])
         probability = _softmax(chosen / self.temperature_)
-        self.figures_ = _figures(target[seen], probability) | {"log_loss_uncalibrated": float(best)}
+        self.figures_ = classification_metrics(target[seen], probability)
+        self.figures_["log_loss_uncalibrated"] = float(best)
+        return probability
 
     def decision_function(self, X: Any) -> Floats:
         """Return logits over the temperature, (n, K), of two classes the difference, (n,)."""
@@ -240,9 +266,20 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
         folder.mkdir(parents=True, exist_ok=True)
         arrays = {name: torch.as_tensor(np.asarray(getattr(self, f"{name}_"))) for name in _ARRAYS}
         write_tensors(folder / _WEIGHTS, arrays)
-        base = {"name": self.base_.name, "sha256": self.base_.checksum}
-        extra = {"base": base, "classes": self.classes_.tolist(), "C": self.C_}
-        write_estimator(folder, self, extra | {"figures": self.figures_})
+        write_estimator(folder, self, self.record())
+
+    def record(self) -> dict[str, Any]:
+        """Return what is to be known of a fitted classifier beside its parameters and arrays."""
+        check_is_fitted(self)
+        return {
+            "base": {"name": self.base_.name, "sha256": self.base_.checksum},
+            "classes": self.classes_.tolist(),
+            "C": self.C_,
+            "layers": list(self.layers_),
+            "temperature": float(self.temperature_),
+            "figures": self.figures_,
+            **self.about_,
+        }
 
     @classmethod
     def load(
@@ -274,6 +311,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
             found.base_, found.layers_ = base, layers_of(base, found.layers)
             found.classes_, found.C_ = np.asarray(record["classes"]), float(record["C"])
             found.figures_ = dict(record["figures"])
+            found.about_ = {key: record[key] for key in ABOUT if key in record}
         except (KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"{folder}: damaged ({error!r}); save the estimator again") from error
         return found  # type: ignore[no-any-return]
@@ -346,21 +384,3 @@ def _temperature(logits: Floats, target: NDArray[np.int64]) -> float:
         return float(-scaled[np.arange(len(target)), target].mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=_LOG_TEMPERATURE, method="bounded").x))
-
-
-def _figures(target: NDArray[np.int64], probability: Floats) -> dict[str, float]:
-    """Return how good probabilities (n, K) are."""
-    from sklearn.metrics import log_loss, roc_auc_score
-
-    labels = np.arange(probability.shape[1])
-    score = probability[:, 1] if len(labels) == 2 else probability
-    confidence, hit = probability.max(axis=1), probability.argmax(axis=1) == target
-    place = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    size = np.bincount(place, minlength=_BINS)
-    gap = np.bincount(place, confidence - hit, minlength=_BINS)
-    return {
-        "auc": float(roc_auc_score(target, score, multi_class="ovr", labels=labels)),
-        "accuracy": float(hit.mean()),
-        "log_loss": float(log_loss(target, probability, labels=labels)),
-        "calibration_error": float(np.abs(gap).sum() / size.sum()),
-    }

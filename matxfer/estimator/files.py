@@ -13,10 +13,14 @@ _FILE = "estimator.json"
 
 def write_estimator(folder: Path, estimator: Any, extra: dict[str, Any] | None = None) -> None:
     """Write class and parameters of an estimator, and what else is to be known."""
+    write_json(folder / _FILE, estimator_record(estimator, extra))
+
+
+def estimator_record(estimator: Any, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return class and parameters of an estimator, and what else is to be known."""
     params = {name: _plain(value) for name, value in estimator.get_params(deep=False).items()}
     kind = type(estimator).__name__
-    record = {"format": ESTIMATOR_FORMAT, "kind": kind, "params": params, **(extra or {})}
-    write_json(folder / _FILE, record)
+    return {"format": ESTIMATOR_FORMAT, "kind": kind, "params": params, **(extra or {})}
 
 
 def read_estimator(folder: str | Path, kind: type, model: str | Path | Model | None) -> Any:

@@ -15,7 +15,12 @@ import torch
 from torch import nn
 
 from matxfer.data.properties import Property
-from matxfer.nn.ensemble import ReadoutEnsemble, normalised_layers, readout_inputs
+from matxfer.nn.ensemble import (
+    POOLED_PARTS,
+    ReadoutEnsemble,
+    normalised_layers,
+    readout_inputs,
+)
 from matxfer.nn.feature_readout import FeatureReadout
 from matxfer.nn.scaling import TargetScaler
 
@@ -77,6 +82,24 @@ class PluginHead(nn.Module):
         self.source, self.slope = source, slope
         self.readout = readout
         self.scaler = TargetScaler(prop.transform)
+
+    def check_width(self, node_dim: int) -> None:
+        """Check that the readout is as wide as the layers that it names are together.
+
+        Raises
+        ------
+        ValueError
+            If there are more or fewer.
+        """
+        if isinstance(self.readout, ReadoutEnsemble):
+            found, each = self.readout.layer_dim, node_dim
+        else:
+            parts = POOLED_PARTS[self.readout.kind] or (1,)
+            found, each = len(self.readout.centre), len(parts) * node_dim
+        if found != len(self.layers) * each:
+            raise ValueError(
+                f"the head names {len(self.layers):,} layers of width {each:,}, but reads {found:,}"
+            )
 
     def inputs(self, nodes: Sequence[Tensor], graphs: GraphLike) -> Tensor:
         """Return what the readout reads, from the node features (N, F) of its layers."""

@@ -1,4 +1,4 @@
-"""Figures for people: parity, residuals by element, curves, retention, calibration, maps, atoms.
+"""Figures for people: parity, residuals by element, curves, retention, trust, classes, maps, atoms.
 
 Every function takes plain arrays, columns of a data frame, or what the package itself makes (a
 plugin, a diagnosis, atoms with a calculator); draws on ``ax`` or on a new figure of one column of a
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matxfer.plot.agreement import parity
     from matxfer.plot.atoms import contributions
+    from matxfer.plot.classes import probabilities_by_class, reliability, roc
     from matxfer.plot.curves import learning_curve, training_curve
     from matxfer.plot.elements import periodic_table, residuals_by_element
     from matxfer.plot.maps import embedding_map
     from matxfer.plot.retention import forgetting, retention_plane
-    from matxfer.plot.trust import calibration, reliability
+    from matxfer.plot.trust import calibration
 
 _HOME = {
     "calibration": "matxfer.plot.trust",
@@ -27,9 +28,11 @@ _HOME = {
     "learning_curve": "matxfer.plot.curves",
     "parity": "matxfer.plot.agreement",
     "periodic_table": "matxfer.plot.elements",
-    "reliability": "matxfer.plot.trust",
+    "probabilities_by_class": "matxfer.plot.classes",
+    "reliability": "matxfer.plot.classes",
     "residuals_by_element": "matxfer.plot.elements",
     "retention_plane": "matxfer.plot.retention",
+    "roc": "matxfer.plot.classes",
     "training_curve": "matxfer.plot.curves",
 }
 
@@ -41,9 +44,11 @@ __all__ = [
     "learning_curve",
     "parity",
     "periodic_table",
+    "probabilities_by_class",
     "reliability",
     "residuals_by_element",
     "retention_plane",
+    "roc",
     "training_curve",
 ]
 

@@ -10,9 +10,17 @@ import torch
 from matxfer.data.properties import Property
 from matxfer.files import FormatError, read_tensors
 from matxfer.graph import GraphOptions
-from matxfer.model import WEIGHTS_FILE, Model, check_weights, find_model, is_potential
+from matxfer.model import (
+    WEIGHTS_FILE,
+    Model,
+    build_network,
+    check_weights,
+    disagreeing,
+    find_model,
+    is_potential,
+)
 from matxfer.nn.head import PropertyHead
-from matxfer.nn.registry import MissingPackageError, build_backbone
+from matxfer.nn.registry import build_backbone
 from matxfer.nn.repulsion import Repulsion
 
 if TYPE_CHECKING:
@@ -183,16 +191,11 @@ def load_potential(name_or_path: str | Path = DEFAULT_POTENTIAL) -> Potential:
     if not is_potential(card):
         raise FormatError(f"{folder}: is a model of properties, not a potential")
     check_weights(folder, card)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            backbone = build_backbone(card["architecture"])
-            head = PropertyHead.from_json(card["heads"][0], backbone.node_dim)
+    weights = read_tensors(folder / WEIGHTS_FILE)
+    with disagreeing(folder):
+        backbone, heads = build_network(card, weights)
         wall = Repulsion() if card["potential"]["repulsion"] else None
-        potential = Potential(backbone, head, wall, card["elements"], card)
-        potential.load_state_dict(read_tensors(folder / WEIGHTS_FILE))
-    except MissingPackageError:
-        raise
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise FormatError(f"{folder}: card and weights disagree ({error})") from error
+        potential = Potential(backbone, heads[0], wall, card["elements"], card)
+        potential.load_state_dict(weights)
     potential.folder = folder
     return potential.eval().requires_grad_(False)

@@ -10,6 +10,7 @@ import torch
 
 from matxfer.files import PLUGIN_FORMAT, POTENTIAL_KIND, FormatError
 from matxfer.model import check_base
+from matxfer.nn.bounds import DISAGREEMENTS
 from matxfer.plugin_files import META, read_plugin, write_plugin
 from matxfer.potential.model import Potential, load_potential
 from matxfer.transfer.freezing import adaptable_copy, check_depth, trainable_blocks
@@ -131,7 +132,7 @@ def load_potential_plugin(path: str | Path, base: Potential | None = None) -> Po
                 if value.shape != own[name].shape:
                     raise ValueError(f"size mismatch for {name}")
                 own[name].copy_(value)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except DISAGREEMENTS as error:
         if isinstance(error, FormatError):
             raise
         raise FormatError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from matxfer.cli_names import several_models
 from matxfer.errors import OptionError
 from matxfer.terminal import (
     AsJson,
@@ -30,7 +31,8 @@ def probe(
         str | None,
         typer.Option(
             help="Models by name or folder, with commas between them (default: the shipped ones "
-            "called source-…, of one source task each, and mp-base-strict, mp-small)."
+            "called source-…, of one source task each, and mp-base-strict, mp-small).",
+            autocompletion=several_models,
         ),
     ] = None,
     target: Annotated[

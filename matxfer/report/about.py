@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from matxfer.errors import MatxferError
 from matxfer.html import facts, join, table, tag
-from matxfer.plot.elements import periodic_table
 from matxfer.plot.style import quantity
-from matxfer.report.drawing import drawn
-from matxfer.report.parts import figure, listed, missing
+from matxfer.report.classes import classes_headline, classes_subject
+from matxfer.report.parts import elements_figure, files_table, listed, missing
 from matxfer.report.record import ALL
 from matxfer.transfer.summary import overview
 
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
 def headline(record: Record) -> str:
     """Return the one figure of a plugin, in words."""
+    if record.is_classifier:
+        return classes_headline(record)
     meta = record.meta
     for part in record.parts:
         figures = (meta.get("figures") or {}).get(part) or {}
@@ -34,6 +35,8 @@ def headline(record: Record) -> str:
 
 def subject(record: Record) -> str:
     """Return what the plugin predicts, in words."""
+    if record.is_classifier:
+        return classes_subject(record)
     if record.is_potential:
         return "energies, forces and stresses"
     unit = record.meta.get("unit")
@@ -55,19 +58,12 @@ def about_section(record: Record) -> Any:
                 }
             )
         ]
-    if record.files:
-        rows = [
-            (name, f"{size / 1e3:,.1f} kB", tag("code", digest))
-            for name, (size, digest) in record.files.items()
-        ]
-        parts.append(table(("file", "size", "SHA-256"), rows, "Files"))
+    parts.append(files_table(record.files))
     return join(parts)
 
 
 def data_section(record: Record) -> Any:
     """Return rows, split, checksum and elements of the training table."""
-    from ase.data import chemical_symbols
-
     meta, data = record.meta, record.meta.get("data") or {}
     if not data:
         return missing("plugin.json says nothing of the data")
@@ -95,18 +91,7 @@ def data_section(record: Record) -> Any:
     if not values:
         head, rows = head[:2], [each[:2] for each in rows]
     parts: list[Any] = [facts(about), table(head, rows, None if record.is_potential else target)]
-    numbers = [int(z) for z in meta.get("elements") or () if 0 < int(z) < len(chemical_symbols)]
-    if numbers:
-        present = dict.fromkeys(numbers, 1.0)
-
-        def draw(axis: Any) -> None:
-            periodic_table(present, "", limits=(0.0, 1.6), ax=axis)
-            for bar in axis.figure.axes[1:]:
-                bar.remove()
-
-        symbols = ", ".join(chemical_symbols[z] for z in sorted(numbers))
-        picture = drawn("elements", f"periodic table: {symbols}", draw, 4.2, 2.2)
-        parts.append(figure(picture, f"Elements of the training rows ({len(numbers)})."))
+    parts.append(elements_figure(meta.get("elements") or ()))
     return join(parts)
 
 
@@ -120,9 +105,9 @@ def provenance_section(record: Record) -> Any:
         "date": origin.get("date"),
         "took": None if seconds is None else f"{float(seconds):,.1f} s",
         "versions": listed(origin.get("versions"), " "),
-        "seed": (meta.get("config") or meta.get("configuration") or {}).get("seed"),
     }
     config = meta.get("config") or meta.get("configuration") or {}
+    about["seed"] = config.get("seed", config.get("random_state"))
     settings = tag(
         "details",
         tag("summary", "All settings"),
@@ -139,7 +124,13 @@ def _setting(value: Any) -> Any:
 def use_section(record: Record) -> Any:
     """Return commands to use the plugin, and what to cite."""
     name = record.name
-    if record.is_potential:
+    if record.is_classifier:
+        lines = [
+            "from matxfer import TransferClassifier",
+            f"classifier = TransferClassifier.load({name!r})",
+            "classifier.predict_proba(structures)  # a column for each of classifier.classes_",
+        ]
+    elif record.is_potential:
         lines = [
             f"matxfer relax *.cif -o relaxed.extxyz --plugin {name}",
             f"matxfer md start.cif -o run.extxyz --ensemble nvt --temperature 300 --plugin {name}",
@@ -154,9 +145,9 @@ def use_section(record: Record) -> Any:
         tag("pre", tag("code", "\n".join(lines))),
         tag(
             "p",
-            "Cite matxfer (CITATION.cff), the data behind the base model and the table that the "
-            "plugin was trained on. The base model must be the one with the checksum above; "
-            "plugins load no code.",
+            "Cite matxfer (CITATION.cff), the data behind the base model and the table that this "
+            "was trained on. The base model must be the one with the checksum above; no code is "
+            "loaded.",
         ),
     ]
     citations, licence = _citations(base)

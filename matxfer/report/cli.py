@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from matxfer.cli_names import ModelOfPlugins, report_places
 from matxfer.terminal import (
-    ModelOfPlugins,
     StructureColumn,
     counter_on_terminal,
     plain_warnings,
@@ -16,7 +16,13 @@ from matxfer.terminal import (
 
 
 def report(
-    plugin: Annotated[str, typer.Argument(help="Folder of a plugin.")],
+    plugin: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of a plugin, or of a saved TransferClassifier.",
+            autocompletion=report_places,
+        ),
+    ],
     output: Annotated[str, typer.Option("-o", "--output", help="The page.")] = "report.html",
     data: Annotated[
         str | None,
@@ -30,6 +36,10 @@ def report(
         ),
     ] = None,
     model: ModelOfPlugins = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Column of labels of --data, of a classifier whose y had no name."),
+    ] = None,
     split_column: Annotated[
         str | None,
         typer.Option(help="Column with train, val, test of --data, if not that of the plugin."),
@@ -43,7 +53,8 @@ def report(
 
     What it is, its data, predictions against true values, errors by element, calibration, training,
     retention of the source, domain gap, provenance, how to use and cite it. Without --data the page
-    shows the validation and test rows that the plugin keeps.
+    shows the validation and test rows that the plugin keeps; of a classifier the samples of its
+    folds: how well classes are told apart, confusions, and whether probabilities are frequencies.
     """
     from matxfer.report.page import write_report
 
@@ -54,6 +65,7 @@ def report(
             data=data,
             source_data=source_data,
             model=model,
+            target=target,
             split_column=split_column,
             structure_column=structure_column,
             sample=sample,

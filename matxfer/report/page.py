@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from matxfer.errors import OptionError
 from matxfer.files import write_text
 from matxfer.html import Markup, tag
 from matxfer.plot.style import require_matplotlib
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from matxfer.estimator.classifier import TransferClassifier
     from matxfer.model import Model
     from matxfer.transfer.plugin import Plugin
 
@@ -71,24 +73,26 @@ footer { padding: .8rem 0; font-size: .8rem; opacity: .75; }
 
 
 def write_report(
-    plugin: str | Path | Plugin,
+    plugin: str | Path | Plugin | TransferClassifier,
     output: str | Path,
     *,
     data: str | Path | pd.DataFrame | None = None,
     source_data: str | Path | pd.DataFrame | None = None,
     model: str | Path | Model | None = None,
+    target: str | None = None,
     split_column: str | None = None,
     structure_column: str | None = None,
     sample: int = 300,
     on_progress: Callable[[int], None] | None = None,
 ) -> Record:
-    """Write what is known of a plugin as one HTML page that opens without a network.
+    """Write what is known of a plugin or classifier as one HTML page that opens without a network.
 
     Parameters
     ----------
     plugin
-        A plugin or its folder, also one of a potential. Its weights are loaded only with ``data``
-        or ``source_data``.
+        A plugin or its folder, also one of a potential; or a
+        :class:`matxfer.estimator.TransferClassifier` or the folder that it was saved to. Weights
+        are loaded only with ``data`` or ``source_data``.
     output
         The page.
     data
@@ -99,6 +103,8 @@ def write_report(
         ``data``, the domain gap.
     model
         Base model; ``None``: the one that the plugin names.
+    target
+        Column of labels in ``data``, of a classifier; ``None``: that of the name of its y.
     split_column, structure_column
         Columns of ``data``; ``None``: the split column that the plugin was trained with.
     sample
@@ -118,11 +124,22 @@ def write_report(
     TableError
         If a table cannot be used.
     OptionError
-        If matplotlib is missing.
+        If matplotlib is missing, or an option is not for a plugin of this kind.
     """
     require_matplotlib()
     record = read_record(plugin)
-    if data is not None or source_data is not None:
+    if target is not None and not record.is_classifier:
+        raise OptionError(f"{record.name} knows its target; --target is for classifiers")
+    if record.is_classifier:
+        if source_data is not None:
+            raise OptionError(
+                f"{record.name} is a classifier: all layers of its base are frozen, so there is "
+                "nothing of the source to lose; leave out --source-data, and compare structures "
+                "with matxfer shift"
+            )
+        if data is not None:
+            _measure_labels(record, plugin, data, model, target, split_column, structure_column)
+    elif data is not None or source_data is not None:
         loaded = load_for(record, plugin, model)
         if data is not None:
             measure(
@@ -138,9 +155,27 @@ def write_report(
     return record
 
 
+def _measure_labels(
+    record: Record,
+    classifier: Any,
+    data: Any,
+    model: Any,
+    target: str | None,
+    split_column: str | None,
+    structure_column: str | None,
+) -> None:
+    # scikit-learn is of no use to other pages.
+    from matxfer.report.labels import measure_labels
+
+    measure_labels(
+        record, classifier, data, target=target, model=model, split_column=split_column,
+        structure_column=structure_column,
+    )  # fmt: skip
+
+
 def page(record: Record) -> str:
-    """Return the page of a plugin."""
-    title = f"{record.name}: {subject(record)}"
+    """Return the page of a plugin or classifier."""
+    title = f"{record.name}: {_of(record)}"
     head = tag(
         "head",
         Markup('<meta charset="utf-8">'),
@@ -160,9 +195,18 @@ def _header(record: Record) -> Markup:
     try:
         lead = tag("p", headline(record), class_="lead")
     except (AttributeError, TypeError, ValueError, LookupError) as error:
-        lead = missing(f"the figures of plugin.json cannot be read ({error!r:.120})")
-    of = tag("p", f"A plugin that predicts {subject(record)}", class_="lead")
+        lead = missing(f"the figures of {record.file} cannot be read ({error!r:.120})")
+    kind = "classifier" if record.is_classifier else "plugin"
+    of = tag("p", f"A {kind} that predicts {_of(record)}", class_="lead")
     return tag("header", tag("h1", record.name), of, lead)
+
+
+def _of(record: Record) -> str:
+    """Return what is predicted; a stranger's file may say it in any type."""
+    try:
+        return subject(record)
+    except (AttributeError, TypeError, ValueError, LookupError):
+        return "something that cannot be read"
 
 
 def _footer() -> Markup:

@@ -30,6 +30,7 @@ _WORST = 10
 _CURVES = 6
 _NONE = "The plugin keeps no predictions, see above."
 _KEEP = "made before matxfer kept them, or with --keep-predictions 0"
+_LOST = "its base was consolidated with a later plugin since, and its own table was not at hand"
 
 
 def known_parts(record: Record) -> list[tuple[str, Values]]:
@@ -60,8 +61,10 @@ def parity_section(record: Record) -> Any:
     """Return predictions against true values, the errors and the worst rows."""
     errors = errors_table(record.meta)
     if not record.meta.get("predictions"):
+        lost = record.meta.get("consolidated") and not record.meta.get("figures")
+        why = _LOST if lost else _KEEP
         note = missing(
-            f"The plugin keeps no predictions ({_KEEP}): no figures of them. Run matxfer report "
+            f"The plugin keeps no predictions ({why}): no figures of them. Run matxfer report "
             "with --data TABLE to predict its rows anew."
         )
         return join([errors or "", note])

@@ -10,7 +10,16 @@ import numpy as np
 
 from matxfer.data.table import SPLITS, open_table, read_property_table
 from matxfer.errors import OptionError
-from matxfer.files import PLUGIN_FORMAT, POTENTIAL_KIND, FormatError, read_json, sha256
+from matxfer.estimator.about import FOLDS
+from matxfer.estimator.files import estimator_record
+from matxfer.files import (
+    ESTIMATOR_FORMAT,
+    PLUGIN_FORMAT,
+    POTENTIAL_KIND,
+    FormatError,
+    read_json,
+    sha256,
+)
 from matxfer.metrics import regression_metrics
 
 if TYPE_CHECKING:
@@ -19,22 +28,27 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from matxfer.domain.diagnosis import Diagnosis
+    from matxfer.estimator.classifier import TransferClassifier
     from matxfer.model import Model
     from matxfer.transfer.plugin import Plugin
 
 _META, _WEIGHTS = "plugin.json", "plugin.safetensors"
+_ESTIMATOR, _ARRAYS = "estimator.json", "classifier.safetensors"
+#: What ``estimator.json`` says under ``kind`` where it is that of a classifier.
+CLASSIFIER_KIND = "TransferClassifier"
 #: Part of rows of a table whose split is not known.
 ALL = "all rows"
 
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """A plugin, as far as it is known.
+    """A plugin or a classifier, as far as it is known.
 
     Attributes
     ----------
     meta
-        What ``plugin.json`` says; predictions and figures of a table at hand in place of the kept.
+        What ``plugin.json`` (of a classifier ``estimator.json``) says; predictions and figures of a
+        table at hand in place of the kept.
     name
         Of the plugin.
     files
@@ -59,36 +73,88 @@ class Record:
         """Whether it predicts energies, forces and stresses."""
         return self.meta.get("kind") == POTENTIAL_KIND
 
+    @property
+    def is_classifier(self) -> bool:
+        """Whether it gives probabilities of classes."""
+        return self.meta.get("kind") == CLASSIFIER_KIND
 
-def read_record(plugin: str | Path | Plugin) -> Record:
-    """Read what a plugin says of itself; its weights are not loaded.
+    @property
+    def file(self) -> str:
+        """Name of the file that says so."""
+        return _ESTIMATOR if self.is_classifier else _META
+
+
+def read_record(plugin: str | Path | Plugin | TransferClassifier) -> Record:
+    """Read what a plugin or classifier says of itself; its weights are not loaded.
 
     Raises
     ------
     FormatError
-        If there is no ``plugin.json``, or it is not readable.
+        If there is neither ``plugin.json`` nor ``estimator.json``, or it is not readable.
     """
     if not isinstance(plugin, str | Path):
-        record = Record(dict(plugin.report.meta), plugin.name)
-        folder = plugin.folder
+        given: Any = plugin
+        # By what it can: scikit-learn need not be imported for a plugin.
+        if hasattr(given, "predict_proba"):
+            return _of_classifier(estimator_record(given, given.record()), "classifier")
+        record = Record(dict(given.report.meta), given.name)
+        folder = given.folder
     else:
         folder = Path(plugin)
         if not (folder / _META).is_file():
-            raise FormatError(
-                f"{folder}: there is no {_META}; give the folder of a plugin, such as matxfer "
-                "finetune makes"
-            )
+            return _read_classifier(folder)
         meta = read_json(folder / _META)
         record = Record(meta, str(meta.get("name") or folder.name))
     if folder is not None:
-        paths = (folder / name for name in (_META, _WEIGHTS))
-        record.files = {p.name: (p.stat().st_size, sha256(p)) for p in paths if p.is_file()}
+        record.files = _files(folder, (_META, _WEIGHTS))
     if (found := record.meta.get("format", PLUGIN_FORMAT)) != PLUGIN_FORMAT:
         record.notes.append(
             f"plugin.json is of format {found}, and this version of matxfer reads {PLUGIN_FORMAT}: "
             "some of it may be missing here"
         )
     return record
+
+
+def _read_classifier(folder: Path) -> Record:
+    """Read what the folder of an estimator without a plugin says."""
+    path = folder / _ESTIMATOR
+    if (folder / "card.json").is_file():
+        own = sorted(str(each.parent) for each in folder.glob(f"plugins/*/{_META}"))
+        there = f"; its plugins are {', '.join(own)}" if own else ""
+        raise FormatError(
+            f"{folder}: is a base model, of which matxfer models {folder} tells; a report is of a "
+            f"plugin{there}"
+        )
+    if not path.is_file():
+        raise FormatError(
+            f"{folder}: there is no {_META}, nor the {_ESTIMATOR} of a classifier; give the folder "
+            "of a plugin, such as matxfer finetune makes, or of a saved TransferClassifier"
+        )
+    meta = read_json(path, ESTIMATOR_FORMAT)
+    if meta.get("kind") != CLASSIFIER_KIND:
+        raise FormatError(
+            f"{path}: holds a {meta.get('kind')!r}, of which there is no report; give the folder "
+            "of a plugin or of a TransferClassifier"
+        )
+    record = _of_classifier(meta, folder.name)
+    record.files = _files(folder, (_ESTIMATOR, _ARRAYS))
+    return record
+
+
+def _of_classifier(said: dict[str, Any], name: str) -> Record:
+    """Return what ``estimator.json`` says under the names that plugins have for it."""
+    params = said.get("params")
+    figures = said.get("figures")
+    meta = said | {
+        "config": params if isinstance(params, dict) else {},
+        "figures": {FOLDS: figures} if figures else {},
+    }
+    return Record(meta, name, parts=(FOLDS,))
+
+
+def _files(folder: Path, names: tuple[str, ...]) -> dict[str, tuple[int, str]]:
+    paths = (folder / name for name in names)
+    return {p.name: (p.stat().st_size, sha256(p)) for p in paths if p.is_file()}
 
 
 def measure(

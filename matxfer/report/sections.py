@@ -7,6 +7,14 @@ from typing import TYPE_CHECKING, Any
 from matxfer.errors import MatxferError
 from matxfer.html import Markup, tag
 from matxfer.report.about import about_section, data_section, provenance_section, use_section
+from matxfer.report.classes import (
+    classifier_section,
+    confusion_section,
+    mistakes_by_element_section,
+    probabilities_section,
+    reliability_section,
+    samples_section,
+)
 from matxfer.report.parts import missing
 from matxfer.report.quality import (
     calibration_section,
@@ -37,11 +45,17 @@ def all_sections(record: Record) -> list[Markup]:
         ("Errors", potential_section),
         ("Training", training_section),
     )
+    of_classes = (
+        ("Classes and probabilities", probabilities_section),
+        ("Confusions", confusion_section),
+        ("Mistakes by element", mistakes_by_element_section),
+        ("Calibration", reliability_section),
+    )
     middle = of_potentials if record.is_potential else of_properties
     wanted = (
-        ("What it is", about_section),
-        ("Data", data_section),
-        *middle,
+        ("What it is", classifier_section if record.is_classifier else about_section),
+        ("Data", samples_section if record.is_classifier else data_section),
+        *(of_classes if record.is_classifier else middle),
         ("Provenance", provenance_section),
         ("Use and cite", use_section),
     )
@@ -55,5 +69,5 @@ def _section(title: str, build: Callable[[Record], Any], record: Record) -> Mark
     except MatxferError as error:
         content = missing(error)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        content = missing(f"what plugin.json says of this cannot be read ({error!r:.120})")
+        content = missing(f"what {record.file} says of this cannot be read ({error!r:.120})")
     return tag("section", tag("h2", title), content)

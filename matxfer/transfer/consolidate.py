@@ -32,24 +32,35 @@ from matxfer.model import Model, load_model
 from matxfer.provenance import provenance
 from matxfer.transfer.activations import Activations
 from matxfer.transfer.plugin import Plugin, load_plugin
-from matxfer.transfer.report import calibrated, evaluations, figures_of, normalised_residuals
+from matxfer.transfer.report import (
+    calibrated,
+    evaluations,
+    figures_of,
+    kept_predictions,
+    normalised_residuals,
+    predicted_parts,
+)
 from matxfer.transfer.retention import source_size
 from matxfer.transfer.task import make_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import pandas as pd
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from matxfer.crystal import Crystal, CrystalError
     from matxfer.data.batch import GraphBatch
     from matxfer.transfer.task import Task
 
 #: What a model takes over from the card of its parent.
 _INHERITED = ("data", "licence", "citation")
 #: What is true of a plugin whatever layers its head reads.
-_LASTING = ("config", "chosen", "elements", "data")
+_LASTING = (
+    *("config", "chosen", "elements", "data", "history", "train_history", "trials"),
+    *("command", "date", "versions", "seconds"),
+)
 
 
 def consolidate(
@@ -159,7 +170,7 @@ def consolidate(
         **provenance(time.monotonic() - started),
     }
     merged.save(folder, fisher)
-    _save_plugins(merged, own, moved, task)
+    _save_plugins(merged, own, moved, task, data.crystals)
     return merged
 
 
@@ -260,15 +271,27 @@ def _moved(plugin: Plugin, model: Model) -> Plugin:
     return Plugin(model, model.backbone.n_layers, copy.deepcopy(plugin.head), meta).eval()
 
 
-def _save_plugins(model: Model, own: Plugin, moved: Plugin, task: Task) -> None:
+def _save_plugins(
+    model: Model,
+    own: Plugin,
+    moved: Plugin,
+    task: Task,
+    crystals: Sequence[Crystal | CrystalError],
+) -> None:
     """Write the plugin, measured again, and those of earlier rounds beside the model.
 
-    Of the earlier ones no table is at hand: they have no figures and no uncertainty any more.
+    It keeps as many predictions as before, none where it kept none. Of the earlier ones no table
+    is at hand: they have no figures, predictions and uncertainty any more.
     """
     assert model.folder is not None, "the model has been written"
     task = replace(task, base=model, activations=Activations(model, task.graphs))
     calibrated(task, moved)
-    moved.meta["figures"] = figures_of(task, moved)
+    found = predicted_parts(task, moved)
+    moved.meta["figures"] = figures_of(task, moved, found)
+    before = own.meta.get("predictions") or {}
+    most = max((len(part["truth"]) for part in before.values()), default=0)
+    if kept := kept_predictions(task, found, crystals, most):
+        moved.meta["predictions"] = kept
     moved.save(model.folder / "plugins" / own.name)
     for path in _plugins_of(own.base):
         earlier = _moved(load_plugin(path, own.base), model)

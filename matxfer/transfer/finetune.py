@@ -25,6 +25,7 @@ from matxfer.transfer.config import FinetuneConfig
 from matxfer.transfer.freezing import check_depth
 from matxfer.transfer.negative import checked
 from matxfer.transfer.report import (
+    KEPT_ROWS,
     calibrated,
     figures_of,
     kept_predictions,
@@ -48,10 +49,6 @@ if TYPE_CHECKING:
     from matxfer.transfer.plugin import Plugin
     from matxfer.transfer.ranking import Source
     from matxfer.transfer.row_weights import Weigh
-
-
-#: Rows of validation and of test whose predictions a plugin keeps.
-KEPT_ROWS = 1000
 
 
 @told_in_notebook("on_trial", "strategies tried")

@@ -10,7 +10,8 @@ import torch
 from matxfer.errors import OptionError
 from matxfer.files import PLUGIN_FORMAT, POTENTIAL_KIND, FormatError
 from matxfer.html import card
-from matxfer.model import Model, check_base, load_model
+from matxfer.model import Model, base_of, check_base, load_model
+from matxfer.nn.bounds import DISAGREEMENTS, bounded_by
 from matxfer.nn.ensemble import ReadoutEnsemble
 from matxfer.nn.plugin_head import PluginHead, source_outputs
 from matxfer.plugin_files import read_plugin, write_plugin
@@ -245,7 +246,7 @@ def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
     path
         Its folder, its packed file (``NAME.matxfer.zip``) or ``hf://user/name[@revision]``.
     model
-        Its base; ``None``: the one that it names, by name.
+        Its base; ``None``: the one that it names, by name, or the consolidated model beside it.
 
     Raises
     ------
@@ -267,9 +268,11 @@ def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
         )
     tensors = files.tensors(meta)
     try:
-        base = model or load_model(meta["base"]["name"])
+        base = model or load_model(base_of(folder, meta["base"]))
         check_base(folder, meta["base"], base)
-        with torch.random.fork_rng(devices=[]):  # loading must not disturb the caller's seeds
+        # Loading must not disturb the caller's seeds.
+        described = {key: meta[key] for key in ("head", "uncertainty")}
+        with torch.random.fork_rng(devices=[]), bounded_by(tensors, described):
             head = PluginHead.from_json(meta["head"])
             uncertainty = meta["uncertainty"] and Uncertainty.from_json(meta["uncertainty"])
         plugin = Plugin(base, int(meta["frozen_depth"]), head, meta)
@@ -281,6 +284,7 @@ def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
         foreign = {key for key in tensors if not key.startswith(known)}
         if unknown := sorted(set(delta) - allowed | foreign):
             raise ValueError(f"{unknown[0]} does not belong to the head or a trainable layer")
+        head.check_width(base.backbone.node_dim)
         if outside := set(head.layers) - set(range(base.backbone.n_layers + 1)):
             raise ValueError(f"the head reads layer {min(outside)}, which is not there")
         own, before = plugin.backbone.state_dict(), base.backbone.state_dict()
@@ -291,7 +295,7 @@ def load_plugin(path: str | Path, model: Model | None = None) -> Plugin:
         if uncertainty:
             uncertainty.load_state_dict(_under("uncertainty.", tensors))
             plugin.uncertainty = uncertainty
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except DISAGREEMENTS as error:
         if isinstance(error, FormatError):
             raise
         raise FormatError(

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from matxfer.transfer.task import Task
 
 
+#: So many rows of each part a plugin keeps for its report, unless told otherwise.
+KEPT_ROWS = 1000
+
+
 def evaluations(
     task: Task, plugin: Plugin, rows: NDArray[np.int64]
 ) -> Iterator[tuple[Evaluation, list[Tensor], GraphBatch]]:
@@ -140,9 +144,7 @@ def kept_predictions(
     kept: dict[str, Any] = {}
     for part, columns in found.items():
         rows = task.parts[part]
-        drawn = np.arange(len(rows))
-        if len(rows) > most:
-            drawn = np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))
+        drawn = rows_to_keep(len(rows), most)
         if not len(drawn):
             continue
         named = [(int(row), crystals[row]) for row in rows[drawn]]
@@ -151,7 +153,7 @@ def kept_predictions(
             "rows": len(rows),
             "id": [c.id or f"row {k}" for k, c in named if isinstance(c, Crystal)],
             "formula": [c.formula for _, c in named if isinstance(c, Crystal)],
-            **{name: _short(values[name][drawn]) for name in ("truth", *_KEPT) if name in values},
+            **{name: short(values[name][drawn]) for name in ("truth", *_KEPT) if name in values},
         }
     return kept
 
@@ -160,7 +162,14 @@ def kept_predictions(
 _KEPT = ("predicted", "std", "lower", "upper", "ood")
 
 
-def _short(values: NDArray[np.float64]) -> list[float | None]:
+def rows_to_keep(n: int, most: int) -> NDArray[np.int64]:
+    """Return at most so many of n rows, sorted, drawn at random where there are more."""
+    if n <= most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(0).choice(n, most, replace=False))
+
+
+def short(values: NDArray[np.float64]) -> list[float | None]:
     """Return values with six digits, enough for figures; JSON has no infinity."""
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values.tolist()]
 

@@ -65,6 +65,7 @@ def overview(meta: dict[str, Any]) -> Markup:
     """Return what a plugin is, as a table."""
     base = meta.get("base") or {}
     unit = meta.get("unit")
+    first = (meta.get("consolidated") or {}).get("trained_on") or {}
     return facts(
         {
             "property": f"{meta.get('target', '–')}{f' ({unit})' if unit else ''}",
@@ -72,6 +73,7 @@ def overview(meta: dict[str, Any]) -> Markup:
             "frozen layers": meta.get("frozen_depth"),
             "fitted scale": meta.get("transform"),
             "chosen": meta.get("chosen"),
+            **({"trained on, before the base was consolidated": first["name"]} if first else {}),
         }
     )
 
