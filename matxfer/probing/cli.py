@@ -97,6 +97,7 @@ def probe(
 
     from matxfer.data.store import available_cpus
     from matxfer.probing.plan import Probe
+    from matxfer.probing.run import completed
 
     if threads is not None and threads < 1:
         raise OptionError(f"--threads is {threads}, but must be at least 1")
@@ -130,7 +131,7 @@ def probe(
         interruptible("; the same command goes on where it stopped"),
         progress_on_terminal("cells", missing) as progress,
     ):
-        found = wanted.complete(path, lambda _: progress(1, 0))
+        found = completed(wanted, path, lambda _: progress(1, 0))
     drawn = _write(found, output, torch.get_num_threads())
     if as_json:
         print_json(found.to_json())
