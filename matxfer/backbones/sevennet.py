@@ -264,10 +264,10 @@ class SevenNetBackbone(BackboneModule):
 
 @contextmanager
 def _plain_pytorch() -> Iterator[None]:
-    """Let e3nn build modules without TorchScript, which copies and derives twice less well."""
-    before = e3nn.get_optimization_defaults()
-    e3nn.set_optimization_defaults(jit_script_fx=False)
+    """Let e3nn build modules without TorchScript, which older PyTorch would get by default."""
+    before = e3nn.get_optimization_defaults()["jit_mode"]
+    e3nn.set_optimization_defaults(jit_mode="eager")
     try:
         yield
     finally:
-        e3nn.set_optimization_defaults(**before)
+        e3nn.set_optimization_defaults(jit_mode=before)
