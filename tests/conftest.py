@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ase.io
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ase.build import bulk
 from hypothesis import settings
 
 from matxfer.crystal import Crystal
@@ -138,6 +140,28 @@ def crystal_table(crystal_frame: pd.DataFrame, tmp_path_factory: pytest.TempPath
     path = tmp_path_factory.mktemp("table") / "crystals.parquet"
     crystal_frame.to_parquet(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def few_rows(crystal_frame: pd.DataFrame) -> pd.DataFrame:
+    """Return 20 small crystals: 14 to train on, 3 and 3."""
+    small = crystal_frame[crystal_frame["numbers"].map(len) <= 2].iloc[:20]
+    return small.assign(split=["train"] * 14 + ["val"] * 3 + ["test"] * 3)
+
+
+@pytest.fixture(scope="session")
+def real_crystals(repository: Path) -> list[Crystal]:
+    """Return the textbook crystals of datasets/examples, and elements, strained and rattled."""
+    atoms = [ase.io.read(path) for path in sorted((repository / "datasets/examples").glob("*.cif"))]
+    rng = np.random.default_rng(0)
+    for symbol in ("Li", "Mg", "Al", "Ti", "Fe", "Ni", "Ge", "Zr", "W", "Au", "Pb"):
+        cell = bulk(symbol)
+        cell = cell if symbol in ("Ti", "Pb") else cell.repeat((2, 1, 1))
+        cell.set_cell(cell.cell @ (np.eye(3) + rng.normal(0, 0.02, (3, 3))), scale_atoms=True)
+        cell.positions += rng.normal(0, 0.05, cell.positions.shape)
+        atoms.append(cell)
+    assert len(atoms) >= 20
+    return [Crystal.from_ase(a) for a in atoms]
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,11 @@ import pickle
 import sys
 from pathlib import Path
 
-import ase.io
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from ase.build import bulk
-from emt_frames import emt_frames, table_of
 
 import matxfer.cli
 from matxfer.backbones.bonds import edge_pairs, pairs_per_graph, undirected
@@ -27,7 +25,6 @@ from matxfer.files import FormatError
 from matxfer.graph import GraphOptions, build_graph
 from matxfer.model import load_model
 from matxfer.nn.registry import MissingPackageError
-from matxfer.potential.fit import finetune_potential
 from matxfer.prediction import predict
 from matxfer.readers import crystals_of_table, load_table
 from matxfer.readers.tables import ARRAY_COLUMNS
@@ -91,7 +88,7 @@ def test_pairs_of_edges():
 
 
 def test_without_the_package_the_remedy_is_told(monkeypatch, capsys):
-    monkeypatch.setattr("matxfer.backbones.chgnet_model.find_spec", lambda _: None)
+    monkeypatch.setattr("matxfer.backbones.converted.find_spec", lambda _: None)
     remedy = "'chgnet' needs the package 'chgnet', which is not installed: pip install"
     with pytest.raises(MissingPackageError, match=remedy):
         load_model("chgnet")
@@ -119,21 +116,6 @@ def theirs():
 def ours():
     pytest.importorskip("chgnet")
     return load_model("chgnet")
-
-
-@pytest.fixture(scope="module")
-def real_crystals(repository):
-    """Return the textbook crystals of datasets/examples, and elements, strained and rattled."""
-    atoms = [ase.io.read(path) for path in sorted((repository / "datasets/examples").glob("*.cif"))]
-    rng = np.random.default_rng(0)
-    for symbol in ("Li", "Mg", "Al", "Ti", "Fe", "Ni", "Ge", "Zr", "W", "Au", "Pb"):
-        cell = bulk(symbol)
-        cell = cell if symbol in ("Ti", "Pb") else cell.repeat((2, 1, 1))
-        cell.set_cell(cell.cell @ (np.eye(3) + rng.normal(0, 0.02, (3, 3))), scale_atoms=True)
-        cell.positions += rng.normal(0, 0.05, cell.positions.shape)
-        atoms.append(cell)
-    assert len(atoms) >= 20
-    return [Crystal.from_ase(a) for a in atoms]
 
 
 def compared(theirs, ours, crystals):
@@ -251,13 +233,6 @@ def test_other_weights_are_refused(content, tmp_path):
 
 
 # -- as a base model -------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def few_rows(crystal_frame):
-    """Return 20 small crystals: 14 to train on, 3 and 3."""
-    small = crystal_frame[crystal_frame["numbers"].map(len) <= 2].iloc[:20]
-    return small.assign(split=["train"] * 14 + ["val"] * 3 + ["test"] * 3)
-
-
 def test_kept_prefixes_resume_with_their_angles(ours, table_crystals, tmp_path):
     crystals = [*table_crystals[:4], None, *table_crystals[4:6]]
     options = ours.backbone.graph_options
@@ -269,14 +244,14 @@ def test_kept_prefixes_resume_with_their_angles(ours, table_crystals, tmp_path):
         whole = ours.backbone(graphs)
         for depth in range(1, 5):
             prefix = kept.prefix(rows, depth)
-            assert len(prefix.triplet) == pairs_per_graph(pack, 3.0)[rows].sum()
+            assert len(prefix.extra) == pairs_per_graph(pack, 3.0)[rows].sum()
             resumed = ours.backbone.run(graphs, prefix, depth, 4)
             torch.testing.assert_close(resumed.node, whole.node, atol=2e-5, rtol=2e-5)
     energy = ours.predict_features(whole, graphs)["energy_ev_per_atom"]
     np.testing.assert_allclose(kept.source("energy_ev_per_atom")[rows], energy, atol=1e-5)
     # They are on disk for the next run.
-    assert {path.name for path in tmp_path.glob("*/triplet_*.npy")} == {
-        f"triplet_{k}.npy" for k in range(1, 5)
+    assert {path.name for path in tmp_path.glob("*/extra_*.npy")} == {
+        f"extra_{k}.npy" for k in range(1, 5)
     }
 
 
@@ -324,20 +299,6 @@ def test_readouts_and_simple_models(few_rows, ours):
         plugin = finetune(few_rows, TARGET, model=ours, split_column="split", **options)
         assert np.isfinite(plugin.meta["figures"]["test"]["mae"])
         assert plugin.depth == (0 if options["strategy"] == "scratch" else 4)
-
-
-def test_a_plugin_of_the_potential(tmp_path):
-    pytest.importorskip("chgnet")
-    table = table_of(emt_frames(16)).assign(split=["train"] * 12 + ["val"] * 2 + ["test"] * 2)
-    for strategy in ("finetune", "scratch"):
-        plugin = finetune_potential(
-            table, tmp_path / strategy, potential="chgnet-potential", split_column="split",
-            strategy=strategy, freeze=3 if strategy == "finetune" else 0, epochs=1,
-        )  # fmt: skip
-        assert np.isfinite(plugin.meta["test"]["forces_mae_ev_per_a"])
-    atoms = emt_frames(1)[0]
-    atoms.calc = MatxferCalculator(plugins=[tmp_path / "finetune"])
-    assert np.isfinite(atoms.get_forces()).all()
 
 
 def test_an_element_that_it_does_not_know(ours):

@@ -287,7 +287,7 @@ def test_fisher_information_against_every_output_by_itself(packed):
     found = torch.autograd.grad(response.energy_ev[0] / 4, list(named.values()), allow_unused=True)
     energies = dict(zip(named, found, strict=True))
     draws = 120
-    fisher = potential_fisher(potential, packed, np.full(draws, row), noise, seed=1)
+    fisher = potential_fisher(potential, packed.graphs, np.full(draws, row), noise, seed=1)
     for name, energy in energies.items():
         told = fisher[f"energy/{name}"]
         expected = torch.zeros_like(told) if energy is None else energy.square() / 0.01

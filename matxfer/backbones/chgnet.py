@@ -153,7 +153,7 @@ class CHGNetBackbone(BackboneModule):
         if self.graph_options.symmetry:
             raise OptionError("the bonds of CHGNet belong to full cells: symmetry must be false")
         self.n_layers, self.node_dim = n_layers, width
-        self.edge_dim = self.triplet_dim = width
+        self.edge_dim = self.extra_dim = width
         self.n_radial, self.n_angular = n_radial, n_angular
         self.bond_cutoff_angstrom, self.envelope_power = bond_cutoff_angstrom, envelope_power
         self.embedding = CHGNetEmbedding(
@@ -171,7 +171,7 @@ class CHGNetBackbone(BackboneModule):
         )
 
     def embed(self, graphs: GraphLike) -> Features:
-        """Return the features before the first layer: node (N, W), edge (E, W), triplet (T, W)."""
+        """Return the features before the first layer: node (N, W), edge (E, W), extra (T, W)."""
         embedding, vector = self.embedding, graphs.edge_vector
         assert isinstance(embedding, CHGNetEmbedding)
         distance = torch.linalg.vector_norm(vector, dim=1)
@@ -189,14 +189,14 @@ class CHGNetBackbone(BackboneModule):
         if start >= stop:
             return
         geometry = self._geometry(graphs)
-        node, angle = features.node, features.triplet
+        node, angle = features.node, features.extra
         assert angle is not None
         bond = features.edge.index_select(0, geometry.edge)
         for layer in self.layers[start:stop]:
             node, bond, angle = layer(node, bond, angle, geometry)
             yield Features(node, bond.index_select(0, geometry.bond), angle)
 
-    def triplets_per_graph(self, graphs: PackedGraphs) -> NDArray[np.int64]:
+    def extra_rows_per_graph(self, graphs: PackedGraphs) -> NDArray[np.int64]:
         """Return the number of angles of each graph, (G,)."""
         return pairs_per_graph(graphs, self.bond_cutoff_angstrom)
 

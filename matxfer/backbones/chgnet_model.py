@@ -6,17 +6,13 @@ written as safetensors with a card into matxfer's cache folder.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-import tempfile
-from importlib.metadata import version
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from matxfer.data.store import cache_folder
-from matxfer.files import FormatError, read_tensors
+from matxfer.backbones.converted import converted_folder
+from matxfer.files import FormatError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,13 +20,13 @@ if TYPE_CHECKING:
     from matxfer.model import Model
 
 RELEASE = "0.3.0"
-#: Raise it when the tensors that are written change.
-LAYOUT = 1
+WEIGHTS = f"pretrained/{RELEASE}/*.pth.tar"
 #: What a scaler has of its own: CHGNet's energy is scaled by nothing.
 _AFFINE = ("mean", "std")
 #: What is known of the model; and the Fisher information, measured by us on Materials Project.
 CARD = Path(__file__).with_name("chgnet_card.json")
 FISHER = Path(__file__).with_name("chgnet_fisher.safetensors")
+POTENTIAL_FISHER = Path(__file__).with_name("chgnet_potential_fisher.safetensors")
 
 
 def folder() -> Path:
@@ -43,54 +39,17 @@ def folder() -> Path:
     FormatError
         If its weights are not those that are known here.
     """
-    return _folder("chgnet")
+    return _folder("chgnet", FISHER)
 
 
 def potential_folder() -> Path:
     """Return the folder of the potential, the same network; see :func:`folder`."""
-    return _folder("chgnet-potential")
+    return _folder("chgnet-potential", POTENTIAL_FISHER)
 
 
-def _folder(name: str) -> Path:
-    spec = find_spec("chgnet")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("No module named 'chgnet'", name="chgnet")
-    own = hashlib.sha256(f"{LAYOUT}".encode() + CARD.read_bytes() + FISHER.read_bytes())
-    place = f"chgnet-{version('chgnet')}-{own.hexdigest()[:8]}"
-    target = cache_folder() / "models" / place / name
-    if not (target / "card.json").is_file():
-        package = Path(spec.submodule_search_locations[0])
-        archives = sorted(package.glob(f"pretrained/{RELEASE}/*.pth.tar"))
-        if len(archives) != 1:
-            raise FormatError(
-                f"{package}: there are no weights of release {RELEASE}; pip install 'chgnet>=0.4'"
-            )
-        _write(archives[0], target)
-    return target
-
-
-def _write(archive: Path, target: Path) -> None:
-    """Write the folder beside its place and rename it, so that no reader sees half of it."""
-    as_potential = target.name.endswith("potential")
-    model = model_of(archive, as_potential=as_potential)
-    fisher = None if as_potential else read_tensors(FISHER)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".part-", dir=target.parent))
-    except OSError as error:
-        raise FormatError(
-            f"{target}: cannot be written ({error}); set MATXFER_CACHE to a folder that can"
-        ) from error
-    try:
-        model.save(temporary / target.name, fisher)
-        if target.exists():  # half of one, from another time
-            shutil.rmtree(target, ignore_errors=True)
-        (temporary / target.name).replace(target)
-    except OSError:
-        if not (target / "card.json").is_file():  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _folder(name: str, fisher: Path) -> Path:
+    make = partial(model_of, as_potential=name.endswith("potential"))
+    return converted_folder("chgnet", name, WEIGHTS, make, CARD, fisher)
 
 
 def model_of(archive: Path, *, as_potential: bool = False) -> Model:

@@ -30,23 +30,24 @@ class Features:
     ----------
     node : (N, F) tensor
     edge : (E, D) tensor; D may be 0
-    triplet : (T, A) tensor, graph by graph
-        Of a backbone with features of its own for pairs of edges; else None.
+    extra : (T, A) tensor, graph by graph
+        What else the layers hand on and only they read, such as features of pairs of edges or
+        vectors of the nodes, which turn with the crystal; None if there is nothing.
     """
 
     node: Tensor
     edge: Tensor
-    triplet: Tensor | None = None
+    extra: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Features:
         """Return the features on another device."""
-        node, edge, triplet = (
+        node, edge, extra = (
             None if value is None else value.to(device, non_blocking=non_blocking)
-            for value in (self.node, self.edge, self.triplet)
+            for value in (self.node, self.edge, self.extra)
         )
         assert node is not None
         assert edge is not None
-        return Features(node, edge, triplet)
+        return Features(node, edge, extra)
 
 
 @runtime_checkable
@@ -113,8 +114,8 @@ class BackboneModule(nn.Module, ABC):
         The name under which a package declares the class (:mod:`matxfer.nn.registry`).
     n_layers, node_dim, edge_dim
         Number of layers L, widths F and D of the features.
-    triplet_dim
-        Width A of the features of pairs of edges; 0: there are none.
+    extra_dim
+        Width A of what else the layers hand on; 0: there is nothing.
     graph_options
         Graphs that the network works on.
     edge_seconds
@@ -126,7 +127,7 @@ class BackboneModule(nn.Module, ABC):
     n_layers: int
     node_dim: int
     edge_dim: int
-    triplet_dim: int = 0
+    extra_dim: int = 0
     graph_options: GraphOptions
     embedding: nn.Module
     layers: nn.ModuleList
@@ -151,8 +152,8 @@ class BackboneModule(nn.Module, ABC):
         options = {k: v for k, v in config.items() if k not in ("kind", "graph")}
         return cls(**options, graph_options=GraphOptions.from_json(config["graph"]))
 
-    def triplets_per_graph(self, graphs: PackedGraphs) -> NDArray[np.int64]:
-        """Return how many rows of :attr:`Features.triplet` belong to each graph, (G,)."""
+    def extra_rows_per_graph(self, graphs: PackedGraphs) -> NDArray[np.int64]:
+        """Return how many rows of :attr:`Features.extra` belong to each graph, (G,)."""
         return np.zeros(len(graphs), dtype=np.int64)
 
     def run(self, graphs: GraphLike, features: Features, start: int, stop: int) -> Features:

@@ -75,6 +75,24 @@ class DeepAtomwiseReadout(AtomwiseReadout):
         self.net = nn.Sequential(nn.LayerNorm(node_dim), *hidden, nn.Linear(hidden_dim, 1))
 
 
+class LinearAtomwiseReadout(AtomwiseReadout):
+    """The same with a linear map alone, as SevenNet has it.
+
+    Parameters
+    ----------
+    node_dim
+        Width of the node features.
+    hidden_dim
+        Not used: there is no hidden layer.
+    """
+
+    kind = "linear_atomwise"
+
+    def __init__(self, node_dim: int, hidden_dim: int) -> None:
+        super().__init__(node_dim, hidden_dim)
+        self.net = nn.Sequential(nn.Linear(node_dim, 1))
+
+
 class SumReadout(_OutputPerAtom):
     """Sum over the atoms of the cell of a per-atom output: y = Σ_i m_i f(h_i).
 
@@ -232,6 +250,7 @@ READOUTS: dict[str, type[Readout]] = {
     for readout in (
         AtomwiseReadout,
         DeepAtomwiseReadout,
+        LinearAtomwiseReadout,
         SumReadout,
         PooledReadout,
         ExtremaReadout,

@@ -31,10 +31,13 @@ OURS = {
     BACKBONES: {
         "edge_gated": "matxfer.nn.network:EdgeGatedNetwork",
         "chgnet": "matxfer.backbones.chgnet:CHGNetBackbone [chgnet]",
+        "sevennet": "matxfer.backbones.sevennet:SevenNetBackbone [sevennet]",
     },
     MODELS: {
         "chgnet": "matxfer.backbones.chgnet_model:folder [chgnet]",
         "chgnet-potential": "matxfer.backbones.chgnet_model:potential_folder [chgnet]",
+        "sevennet": "matxfer.backbones.sevennet_model:folder [sevennet]",
+        "sevennet-potential": "matxfer.backbones.sevennet_model:potential_folder [sevennet]",
     },
 }
 

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from matxfer.data.batch import GraphBatch
+    from matxfer.data.packed import PackedGraphs
     from matxfer.potential.model import Potential
-    from matxfer.potential.packed import PackedFrames
 
 
 def potential_fisher(
     potential: Potential,
-    frames: PackedFrames,
+    graphs: PackedGraphs,
     rows: NDArray[np.int64],
     noise: dict[str, float],
     seed: int = 0,
@@ -35,8 +35,8 @@ def potential_fisher(
     ----------
     potential
         The potential.
-    frames, rows
-        Frames to average over.
+    graphs, rows
+        Frames to average over; no labels are needed.
     noise
         σ of ``"energy"`` in eV/atom and of ``"forces"`` in eV/Å, the spread of its errors.
     seed
@@ -49,14 +49,14 @@ def potential_fisher(
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def outputs(graphs: GraphBatch) -> dict[str, Tensor]:
-        response = potential.respond(graphs, create_graph=True)
+    def outputs(batch: GraphBatch) -> dict[str, Tensor]:
+        response = potential.respond(batch, create_graph=True)
         forces = response.forces_ev_per_a
         v = torch.randn(forces.shape, generator=generator).to(forces)
         return {
-            "energy": response.energy_ev / len(graphs.z),
+            "energy": response.energy_ev / len(batch.z),
             "forces": (v * forces).sum()[None],
         }
 
     potential.eval()
-    return output_fisher(potential.backbone, outputs, frames.graphs, rows, noise)
+    return output_fisher(potential.backbone, outputs, graphs, rows, noise)

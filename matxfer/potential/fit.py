@@ -149,7 +149,7 @@ def make_potential(
         "forces": validation["forces_rmse_ev_per_a"],
     }
     chosen = np.random.default_rng(config.seed).permutation(train)[:FISHER_FRAMES]
-    fisher = total_fisher(potential_fisher(potential, packed, chosen, noise))
+    fisher = total_fisher(potential_fisher(potential, packed.graphs, chosen, noise))
     potential.card |= {
         "validation": validation,
         "test": measure(potential, packed, "test"),

@@ -125,7 +125,7 @@ def _shapes(subject: Subject) -> None:
     backbone = subject.backbone
     pack = subject.pack(_ordinary(subject))
     graphs = pack.batch(np.arange(len(pack)))
-    triplets = int(backbone.triplets_per_graph(pack).sum())
+    extra_rows = int(backbone.extra_rows_per_graph(pack).sum())
     states = subject.layers(graphs)
     assert len(states) == backbone.n_layers + 1, f"states() yields {len(states) - 1} states"
     for k, state in enumerate(states):
@@ -133,9 +133,9 @@ def _shapes(subject: Subject) -> None:
             "node": (state.node, (len(graphs.z), backbone.node_dim)),
             "edge": (state.edge, (graphs.edge_index.shape[1], backbone.edge_dim)),
         }
-        if backbone.triplet_dim:
-            assert state.triplet is not None, f"there are no triplets after layer {k}"
-            sizes["triplet"] = (state.triplet, (triplets, backbone.triplet_dim))
+        if backbone.extra_dim:
+            assert state.extra is not None, f"extra is None after layer {k}"
+            sizes["extra"] = (state.extra, (extra_rows, backbone.extra_dim))
         for what, (value, size) in sizes.items():
             assert tuple(value.shape) == size, f"{what} after {k} layers: {value.shape}, not {size}"
             assert torch.isfinite(value).all(), f"{what} after {k} layers is not finite"
@@ -334,7 +334,9 @@ def _double_precision(subject: Subject) -> None:
         ("float64", double, torch.double),
     ):
         for k, state in enumerate(states):
-            for value in (state.node, state.edge):
+            for value in (state.node, state.edge, state.extra):
+                if value is None:
+                    continue
                 assert value.dtype == dtype, f"state {k} of {what} is {value.dtype}"
     subject.same(nodes(single), nodes(double), "float32 against float64")
 

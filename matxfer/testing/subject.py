@@ -99,11 +99,11 @@ def nodes(states: Sequence[Features]) -> list[Tensor]:
 
 def detached(features: Features) -> Features:
     """Return a copy in memory of its own."""
-    triplet = features.triplet
+    extra = features.extra
     return Features(
         features.node.detach().clone(),
         features.edge.detach().clone(),
-        None if triplet is None else triplet.detach().clone(),
+        None if extra is None else extra.detach().clone(),
     )
 
 

@@ -69,8 +69,8 @@ class Activations:
         self._root = folder or cache_folder() / "activations"
         self._own: tempfile.TemporaryDirectory[str] | None = None
         self._arrays: dict[str, Tensor] = {}
-        counts = model.backbone.triplets_per_graph(graphs)
-        self._triplet_offset = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        counts = model.backbone.extra_rows_per_graph(graphs)
+        self._extra_offset = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         # Weights that were never written have no checksum to be known by.
         self._name = _key(model, graphs) if model.checksum else ""
 
@@ -82,9 +82,9 @@ class Activations:
         """Return the edge features after ``layer`` layers, (E, D)."""
         return self._array(f"edge_{layer}")
 
-    def triplet(self, layer: int) -> Tensor | None:
-        """Return the features of pairs of edges after ``layer`` layers, (T, A), if there are."""
-        return self._array(f"triplet_{layer}") if self.model.backbone.triplet_dim else None
+    def extra_features(self, layer: int) -> Tensor | None:
+        """Return what else the layers hand on after ``layer`` layers, (T, A), if anything."""
+        return self._array(f"extra_{layer}") if self.model.backbone.extra_dim else None
 
     def source(self, name: str) -> NDArray[np.float64]:
         """Return a source prediction on its fitted scale, (G,)."""
@@ -104,9 +104,9 @@ class Activations:
         """Return the features after ``depth`` layers of some graphs of the pack, side by side."""
         nodes, edges = self.node_rows(index), flat_ranges(self.graphs.edge_offset, index)
         features = Features(self.node(depth)[nodes], self.edge(depth)[torch.from_numpy(edges)])
-        if (triplet := self.triplet(depth)) is not None:
-            rows = flat_ranges(self._triplet_offset, index)
-            features.triplet = triplet[torch.from_numpy(rows)]
+        if (extra := self.extra_features(depth)) is not None:
+            rows = flat_ranges(self._extra_offset, index)
+            features.extra = extra[torch.from_numpy(rows)]
         return features
 
     def start(
@@ -145,7 +145,7 @@ class Activations:
         width = backbone.node_dim * (backbone.n_layers + 1)
         need = 4 * int(self.graphs.node_offset[-1]) * width
         need += 4 * int(self.graphs.edge_offset[-1]) * backbone.edge_dim
-        need += 4 * int(self._triplet_offset[-1]) * backbone.triplet_dim
+        need += 4 * int(self._extra_offset[-1]) * backbone.extra_dim
         folder = self._root / self._name
         try:
             if self._name and need <= self.limit_bytes:
@@ -166,8 +166,8 @@ class Activations:
         wanted["source"] = (len(graphs), len(self.model.heads))
         if name.startswith("edge_"):
             wanted = {name: (n_edges, backbone.edge_dim)}
-        if name.startswith("triplet_"):
-            wanted = {name: (int(self._triplet_offset[-1]), backbone.triplet_dim)}
+        if name.startswith("extra_"):
+            wanted = {name: (int(self._extra_offset[-1]), backbone.extra_dim)}
         with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
             files = {
                 n: np.lib.format.open_memmap(Path(part) / n, "w+", np.float32, shape=shape)
@@ -191,7 +191,7 @@ class Activations:
         begin, end = index[0], index[-1] + 1
         nodes = slice(graphs.node_offset[begin], graphs.node_offset[end])
         edges = slice(graphs.edge_offset[begin], graphs.edge_offset[end])
-        triplets = slice(self._triplet_offset[begin], self._triplet_offset[end])
+        extra_rows = slice(self._extra_offset[begin], self._extra_offset[end])
         batch = graphs.batch(index)
         # Nothing is run above the highest layer asked for.
         highest = (backbone.n_layers if n == "source" else int(n.split("_")[1]) for n in files)
@@ -202,9 +202,9 @@ class Activations:
                 files[f"node_{layer}"][nodes] = state.node.numpy()
             if f"edge_{layer}" in files:
                 files[f"edge_{layer}"][edges] = state.edge.numpy()
-            if f"triplet_{layer}" in files:
-                assert state.triplet is not None
-                files[f"triplet_{layer}"][triplets] = state.triplet.numpy()
+            if f"extra_{layer}" in files:
+                assert state.extra is not None
+                files[f"extra_{layer}"][extra_rows] = state.extra.numpy()
         if "source" in files:
             outputs = source_outputs(self.model.heads, state.node, batch)
             files["source"][begin:end] = torch.stack(list(outputs.values()), dim=1).numpy()

@@ -1,4 +1,4 @@
-"""Our backbones and CHGNet's as frozen layers under the same readouts, on small tasks.
+"""Our backbones and those of other packages as frozen layers under the same readouts.
 
 Every layer stays frozen and the plugin strategies do the rest, the same for each: ``readouts``
 (four small networks on the features of all layers), ``kernel ridge`` (on their fingerprints) and
@@ -28,7 +28,7 @@ from matxfer.model import load_model
 from matxfer.transfer.activations import Activations
 from matxfer.transfer.finetune import finetune
 
-MODELS = ("mp-base-strict", "mp-base", "chgnet")
+MODELS = ("mp-base-strict", "mp-base", "chgnet", "sevennet")
 TASKS = ("mp_phonons", "jarvis_2d_exfoliation")
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     data = DataFolder(arguments.data)
 
-    # Loaded before the cache is replaced: CHGNet is converted into it.
+    # Loaded before the cache is replaced: those of other packages are converted into it.
     models = [load_model(name) for name in arguments.models]
     names = list(strategies(1))
     errors = Table("Test MAE, mean ± spread over the splits", ["task", "unit", "model", *names])
@@ -96,14 +96,15 @@ def main() -> None:
             )  # fmt: skip
     write_tables(
         arguments.output,
-        "Our backbones and CHGNet as frozen layers",
+        "Our backbones and those of other packages as frozen layers",
         facts(
             arguments.threads,
             splits=len(arguments.splits),
             what_they_have_seen="`mp-base-strict` no material of the tasks; `mp-base` many of "
-            "them, with other labels; CHGNet most of the Materials Project (energies, forces, "
-            "stresses, magnetic moments along relaxations), so nearly all of mp_phonons and the "
-            "bulk parents of the 2D materials, with other labels too",
+            "them, with other labels; CHGNet and SevenNet-0 most of the Materials Project "
+            "(energies, forces, stresses along relaxations, CHGNet magnetic moments too), so "
+            "nearly all of mp_phonons and the bulk parents of the 2D materials, with other labels "
+            "too",
             sizes=", ".join(
                 f"{m.name} {sum(p.numel() for p in m.parameters()):,} parameters" for m in models
             ),
