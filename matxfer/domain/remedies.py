@@ -186,7 +186,7 @@ def try_remedies(
     half = _halves(groups, 0.5, seed)
     split = np.where(half, "train", "test")
     fit = np.flatnonzero(half)
-    chosen = _halves([groups[k] for k in fit], _HELD, seed + 1)
+    chosen = _halves([groups[int(k)] for k in fit], _HELD, seed + 1)
     split[fit[chosen]] = "val"
     crystals = [target.crystals[k] for k in rows]
     task = _task(
@@ -314,7 +314,7 @@ def _groups(collection: Collection, rows: NDArray[np.int64]) -> Sequence[Hashabl
     compositions = [collection.compositions[k] for k in rows]
     if len(set(compositions)) >= FEWEST_ROWS:
         return compositions
-    return materials([collection.crystals[k] for k in rows]).tolist()
+    return list(materials([collection.crystals[k] for k in rows]))
 
 
 def _halves(groups: Sequence[Hashable], share: float, seed: int) -> NDArray[np.bool_]:
