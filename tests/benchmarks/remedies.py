@@ -195,7 +195,8 @@ def main() -> None:
     about = facts(
         arguments.threads,
         bases=f"{arguments.model}; source-gap (energies) and source-energy (gaps)",
-        structures_of_each=f"{arguments.sample}, of at most {MAX_SITES} atoms",
+        structures_of_each=f"{arguments.sample}, of at most {MAX_SITES} atoms; half of those of "
+        "the target are measured on",
         seeds=", ".join(map(str, arguments.seeds)),
         cpu_seconds=f"{sum(r['cpu_seconds'] for r in records):.0f}",
     )
