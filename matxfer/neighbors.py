@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from matxfer.crystal import Crystal
-
-
 _MAX_BINS = 5e4
 
 
+class Periodic(Protocol):
+    """What a search needs to know of a structure, such as a ``Crystal``, of n atoms."""
+
+    @property
+    def lattice(self) -> NDArray[np.float64]:
+        """Cell vectors as rows, (3, 3) Å."""
+
+    @property
+    def cart_coords(self) -> NDArray[np.float64]:
+        """Positions, (n, 3) Å."""
+
+    @property
+    def pbc(self) -> tuple[bool, bool, bool]:
+        """Which axes are periodic."""
+
+
 def neighbor_list(
-    crystal: Crystal, cutoff_angstrom: float
+    crystal: Periodic, cutoff_angstrom: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """Return every ordered pair of atoms closer than the cutoff, all periodic images included.
 

@@ -18,6 +18,7 @@ from matxfer.crystal import Crystal, CrystalError
 from matxfer.data.store import available_cpus
 from matxfer.notebook import told_in_notebook
 from matxfer.readers import Entry, crystals_of_table
+from matxfer.readers.objects import crystal_of_object, is_atoms, is_structure
 from matxfer.runtime import keep_large_blocks
 from matxfer.transfer.bases import with_base
 from matxfer.transfer.plugin import Plugin, prediction_columns
@@ -263,7 +264,7 @@ def as_inputs(structures: Any, structure_column: str | None = None) -> list[Any]
         return crystals_of_table(structures, "<data frame>", structure_column=structure_column)
     if isinstance(structures, str | Path):
         return [structures]
-    if isinstance(structures, Crystal) or _is_atoms(structures) or _is_structure(structures):
+    if isinstance(structures, Crystal) or is_atoms(structures) or is_structure(structures):
         structures = [structures]
     items = list(structures)
     if all(isinstance(item, str | Path) for item in items):
@@ -271,26 +272,13 @@ def as_inputs(structures: Any, structure_column: str | None = None) -> list[Any]
     return iter([_entry(k, item) for k, item in enumerate(items)])
 
 
-def _is_atoms(item: Any) -> bool:
-    """Say whether this is ASE's, without importing ASE."""
-    return hasattr(item, "get_positions")
-
-
-def _is_structure(item: Any) -> bool:
-    """Say whether this is pymatgen's, without importing pymatgen."""
-    return hasattr(item, "frac_coords") and hasattr(item, "lattice")
-
-
 def _entry(k: int, item: Any) -> Entry:
     """Turn one structure of any library into an entry; its failure too."""
     source = f"<{type(item).__name__}>"
     try:
-        if isinstance(item, Crystal):
-            return Entry(source, k, item.id or str(k), crystal=item)
-        if _is_atoms(item):
-            return Entry(source, k, str(k), crystal=Crystal.from_ase(item))
-        if _is_structure(item):
-            return Entry(source, k, str(k), crystal=Crystal.from_pymatgen(item))
+        crystal = crystal_of_object(item)
+        if crystal is not None:
+            return Entry(source, k, crystal.id or str(k), crystal=crystal)
     except CrystalError as error:
         return Entry(source, k, str(k), error=error.located(source, k))
     raise TypeError(

@@ -708,9 +708,22 @@ def test_table_of_texts_paths_and_structures(tmp_path: Path) -> None:
             assert "bad.cif" in entries[1].error.reason
             assert "disordered" in entries[1].error.reason
             assert "no such file" in entries[2].error.reason
-    frame = pd.DataFrame({"structure": [NACL.to_pymatgen(), NACL.to_pymatgen().as_dict()]})
-    for entry in crystals_of_table(frame, "memory"):
+
+
+def test_frame_of_objects() -> None:
+    """A frame in memory may hold what the user's own library makes; what it may not is told."""
+    good = [NACL.to_pymatgen(), NACL.to_pymatgen().as_dict(), NACL.to_ase(), NACL.with_id("mine")]
+    unknown = NACL.to_ase()
+    unknown.numbers[0] = 0
+    dummy = Structure(Lattice.cubic(3), ["X"], [[0, 0, 0]])
+    frame = pd.DataFrame({"structure": [*good, unknown, dummy, 7]})
+    entries = list(crystals_of_table(frame, "memory"))
+    assert [entry.id for entry in entries] == list("0123456")
+    for entry in entries[:4]:
         same(entry.crystal, NACL)
+        assert entry.crystal.id == entry.id
+    for entry, reason in zip(entries[4:], ("species|element|number", "'x'", "int"), strict=True):
+        failing(entry, "memory", entry.frame, reason)
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])

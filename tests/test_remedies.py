@@ -23,7 +23,8 @@ from matxfer.domain.sample import read_collection
 from matxfer.errors import OptionError
 from matxfer.nn.scaling import TargetScaler, composition
 from matxfer.transfer.activations import Activations
-from matxfer.transfer.correction import FORMS, PENALTIES, fit_correction
+from matxfer.transfer.config import CORRECTIONS
+from matxfer.transfer.correction import PENALTIES, fit_correction
 from matxfer.transfer.features import METHODS, _noise, fit_features
 from matxfer.transfer.finetune import finetune
 from matxfer.transfer.plugin import load_plugin
@@ -283,7 +284,7 @@ def slow_ridge(form, penalty, source, fractions, target, w, slope=1.0, scale_of=
     return lambda s, x: slope * s + design(s, x) @ solution
 
 
-@pytest.mark.parametrize("form", FORMS[1:])
+@pytest.mark.parametrize("form", CORRECTIONS[1:])
 @pytest.mark.parametrize("weighed", [False, True])
 def test_a_correction_is_the_ridge_of_least_squares(form, weighed):
     source, fractions, target, _ = planted(25)
@@ -324,7 +325,7 @@ def test_planted_references_are_found_from_twenty_rows():
     np.testing.assert_allclose(own, reference[[8, 16, 26, 34]], atol=0.06)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CORRECTIONS)
 def test_the_simplest_form_that_does_is_chosen(form):
     rng = np.random.default_rng(3)
     source, fractions, _, reference = planted(60)
@@ -372,9 +373,9 @@ def test_a_plugin_of_a_correction(shifted, tiny_model, tmp_path):
         form: finetune(few, ENERGY, model=tiny_model, split_column="split", correction=form).meta[
             "figures"
         ]["test"]["mae"]
-        for form in FORMS
+        for form in CORRECTIONS
     }
-    assert len(set(errors.values())) == len(FORMS)
+    assert len(set(errors.values())) == len(CORRECTIONS)
     assert min(errors, key=errors.get) == "elements+linear"
 
 

@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from matxfer.data.store import graph_store
 from matxfer.data.table import read_property_table
 from matxfer.transfer import strategies
 from matxfer.transfer.activations import Activations
 from matxfer.transfer.config import FinetuneConfig
+from matxfer.transfer.features import COMPONENTS, principal_axes
 from matxfer.transfer.finetune import finetune
 from matxfer.transfer.report import predicted
 from matxfer.transfer.task import make_task
@@ -85,3 +87,27 @@ def test_layers_start_from_the_readout_that_was_trained(task):
     fresh = strategies.run_strategy(task, replace(still, probe_first=False))
     assert started.error == pytest.approx(probe.error, rel=1e-3)
     assert abs(fresh.error - probe.error) > 0.05 * probe.error
+
+
+# -- principal axes of fingerprints -------------------------------------------------------------
+@pytest.mark.parametrize("rows", [2, 30, 49, 50, 119, 121, 300])
+@pytest.mark.parametrize("rank", [120, 7])
+def test_principal_axes_against_a_decomposition_of_all(rows, rank):
+    """More and fewer rows than features; fewer directions than components; a constant feature."""
+    rng = np.random.default_rng(rows)
+    x = rng.normal(size=(rows + 20, rank)) @ rng.normal(size=(rank, 120))
+    x[:, 5] = 3.0
+    train = np.arange(rows)
+    centre, axes = principal_axes(torch.from_numpy(x), train)
+    scaled = np.delete(x, 5, axis=1)
+    scaled = (scaled - scaled[:rows].mean(axis=0)) / scaled[:rows].std(axis=0)
+    *_, s, vt = np.linalg.svd(scaled[:rows], full_matrices=False)
+    size = min(COMPONENTS, rows - 1)
+    there = min(size, rank)
+    expected = scaled @ vt[:there].T / np.sqrt((s[:size] ** 2).sum() / (rows - 1) / size)
+    found = (x - centre) @ axes
+    assert axes.shape == (120, size)
+    signs = np.sign((found[:, :there] * expected).sum(axis=0))
+    np.testing.assert_allclose(found[:, :there], expected * signs, atol=1e-6)
+    assert np.abs(found[:rows, there:]).max(initial=0.0) < 1e-6
+    assert (axes[5] == 0).all()

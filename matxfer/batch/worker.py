@@ -119,11 +119,9 @@ def deaf_to_interrupts() -> Iterator[None]:
 def main(pipe: Connection, numbers: Any, setup: Setup) -> None:
     """Do units until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import torch
+    from matxfer.runtime import keep_large_blocks, use_threads
 
-    from matxfer.runtime import keep_large_blocks
-
-    torch.set_num_threads(1)
+    use_threads(1)
     keep_large_blocks()
     board, inbox = Board(numbers), Inbox(pipe)
     try:

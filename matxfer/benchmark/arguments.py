@@ -35,14 +35,13 @@ DATA, MODEL, OUTPUT = "../shared/data", "mp-base-strict", "runs/benchmark"
 
 
 def use_threads(threads: int | None) -> None:
-    """Let torch use so many threads, ``None``: all CPUs."""
-    import torch
-
+    """Compute with so many threads, ``None``: all CPUs."""
+    from matxfer import runtime
     from matxfer.data.store import available_cpus
 
     if threads is not None and threads < 1:
         raise OptionError(f"--threads is {threads}, but must be at least 1")
-    torch.set_num_threads(threads or available_cpus())
+    runtime.use_threads(threads or available_cpus())
 
 
 def write_document(

@@ -10,7 +10,6 @@ import multiprocessing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from matxfer.crystal import CrystalError
@@ -19,6 +18,7 @@ from matxfer.errors import OptionError
 from matxfer.estimator.fingerprint import KIND, StructureFingerprint
 from matxfer.estimator.samples import SampleError, crystals_of, usable
 from matxfer.model import DEFAULT_MODEL, Model
+from matxfer.runtime import use_threads
 from matxfer.transfer.activations import Activations
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ class FingerprintFeaturizer(BaseFeaturizer):
         if getattr(self, "_open", (None,))[0] != asked:
             if multiprocessing.parent_process() is not None:
                 # In a process that was forked, torch's threads would wait for ever.
-                torch.set_num_threads(1)
+                use_threads(1)
             network = StructureFingerprint(self.model, layers=self.layers, kind=self.kind)
             self._open = (asked, network.open_network())
         return self._open[1]

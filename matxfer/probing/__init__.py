@@ -6,10 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from matxfer.probing.plan import probe
+    from matxfer.probing.run import probe
     from matxfer.probing.transfer_map import TransferMap
 
-_HOME = {"TransferMap": "matxfer.probing.transfer_map", "probe": "matxfer.probing.plan"}
+_HOME = {"TransferMap": "matxfer.probing.transfer_map", "probe": "matxfer.probing.run"}
 
 __all__ = ["TransferMap", "probe"]
 

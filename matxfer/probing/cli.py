@@ -95,14 +95,13 @@ def probe(
     """
     import torch
 
-    from matxfer.data.store import available_cpus
+    from matxfer.benchmark.arguments import use_threads
     from matxfer.probing.plan import Probe
+    from matxfer.probing.run import completed
 
-    if threads is not None and threads < 1:
-        raise OptionError(f"--threads is {threads}, but must be at least 1")
     if Path(output).is_file():
         raise OptionError(f"--output {output} is a file, but results go into a folder; name one")
-    torch.set_num_threads(threads or available_cpus())
+    use_threads(threads)
     with plain_warnings(), counter_on_terminal("building graphs") as advance:
         wanted = Probe(
             tables,
@@ -130,7 +129,7 @@ def probe(
         interruptible("; the same command goes on where it stopped"),
         progress_on_terminal("cells", missing) as progress,
     ):
-        found = wanted.complete(path, lambda _: progress(1, 0))
+        found = completed(wanted, path, lambda _: progress(1, 0))
     drawn = _write(found, output, torch.get_num_threads())
     if as_json:
         print_json(found.to_json())

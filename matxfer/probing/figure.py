@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING, Any
 from matxfer.plot.style import save
 from matxfer.probing.cells import SCRATCH
 from matxfer.probing.intervals import BETTER, NEGATIVE
-from matxfer.probing.report import is_baseline
-from matxfer.probing.transfer_map import by
+from matxfer.probing.rows import by, is_baseline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from matxfer.probing.transfer_map import TransferMap
-
-    Row = dict[str, Any]
+    from matxfer.probing.rows import Row
 
 #: Orange, white, blue: poles that the colour-blind tell apart; blue is a gain.
 _DIVERGING = ("#B35806", "#F7F7F7", "#2166AC")
@@ -27,7 +24,7 @@ _CELL, _LEFT, _HEADER = (0.62, 0.34), 2.4, 1.25
 _IN_ROW = 4
 
 
-def draw(found: TransferMap, path: Path) -> bool:
+def draw(cells: Sequence[Row], chosen: Sequence[Row], settings: Row, path: Path) -> bool:
     """Draw the map; return whether matplotlib is there to do it.
 
     Top: the frozen depth chosen on validation rows. Below: every depth, a panel per source.
@@ -39,10 +36,10 @@ def draw(found: TransferMap, path: Path) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    chosen = [r for r in found.chosen() if not r["source"].startswith(found.settings["against"])]
-    most = found.settings["rows"][-1]
+    chosen = [r for r in chosen if not r["source"].startswith(settings["against"])]
+    most = settings["rows"][-1]
     deep = [
-        r for r in found.cells
+        r for r in cells
         if r["rows"] == most and r["depth"] is not None and not is_baseline(r["source"])
     ]  # fmt: skip
     targets = list(by(chosen, lambda r: r["target"]))
@@ -80,7 +77,7 @@ def draw(found: TransferMap, path: Path) -> bool:
         top += panel + 0.85
     reference = (
         "the same network trained from scratch"
-        if found.settings["against"] == SCRATCH
+        if settings["against"] == SCRATCH
         else "the same network with random weights"
     )
     figure.suptitle(

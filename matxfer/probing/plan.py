@@ -1,14 +1,13 @@
-"""A transfer map: the cells that are wanted, measured one by one, those that are there kept."""
+"""The cells of a transfer map that are wanted: targets, splits, sources, depths."""
 
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from matxfer.benchmark.records import Records, complete
+from matxfer.benchmark.records import Records
 from matxfer.data.properties import Property
 from matxfer.data.table import TableError, open_table
 from matxfer.errors import OptionError
@@ -20,7 +19,6 @@ from matxfer.probing.groups import KINDS as GROUPS
 from matxfer.probing.groups import leave_out as left_out_splits
 from matxfer.probing.networks import WAYS, architecture
 from matxfer.probing.targets import Target, check_split, read_targets, with_splits
-from matxfer.probing.transfer_map import TransferMap, summarised
 from matxfer.runtime import keep_large_blocks
 from matxfer.transfer.freezing import check_depth
 
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from matxfer.benchmark.records import Record
 
 #: What a source is compared with.
 AGAINST = (RANDOM, SCRATCH)
@@ -213,19 +210,6 @@ class Probe:
         """Return the cells that are not in a file of records yet."""
         return Records(path, on_damage).missing(self.runs())
 
-    def complete(
-        self, path: Path, on_record: Callable[[Record], None] | None = None
-    ) -> TransferMap:
-        """Measure the cells that are not in a file of records yet; return the map.
-
-        Parameters
-        ----------
-        path
-            The file; a killed run goes on from it.
-        """
-        measured = complete(Records(path), self.runs(), self.cells.measure, on_record)
-        return summarised(self, measured)
-
 
 def load_sources(sources: Sequence[str | Path | Model] | None) -> dict[str, Model]:
     """Return models by name: those given, else the shipped ones of one source task each.
@@ -282,62 +266,3 @@ def frozen_depths(
         if not own:
             raise OptionError(f"depths are {wanted}, but {name} has {layers[name]} layers")
     return found
-
-
-def probe(
-    tables: str | Path | pd.DataFrame | Sequence[str | Path | pd.DataFrame],
-    sources: Sequence[str | Path | Model] | None = None,
-    *,
-    output: str | Path | None = None,
-    on_record: Callable[[Record], None] | None = None,
-    **options: Any,
-) -> TransferMap:
-    """Measure what source models and frozen depths are worth for target tables.
-
-    Everything is chosen on the validation rows of each split; its test rows are read once.
-
-    Parameters
-    ----------
-    tables
-        Parquet or CSV tables of structures, or data frames.
-    sources
-        Models, names of shipped ones or folders; ``None``: the shipped ones of one source task.
-    output
-        Folder of raw results, which a killed run goes on from; ``None``: none are kept.
-    on_record
-        Told of each cell that was measured.
-    **options
-        ``target``: column or columns; ``None``: a table's only column of numbers.
-        ``splits``: columns, or a number of random splits; ``None``: all columns called ``split…``,
-        else five random ones.
-        ``depths``: numbers K of frozen layers; ``None``: 0 … L. K = 0 reads the embedding of the
-        elements, which knows the composition alone.
-        ``method``: see :data:`matxfer.probing.cells.METHODS`.
-        ``against``: ``"random weights"`` (frozen, read in the same way) or ``"scratch"`` (all of
-        the network trained on the target).
-        ``by_layer``: ways to change one layer, see :data:`matxfer.probing.networks.WAYS`.
-        ``leave_out``: ``"anion"``, ``"group"``, ``"prototype"`` or ``"cluster"``: splits in which
-        a whole group is the test part, see :mod:`matxfer.probing.groups`.
-        ``rows``: at most so many training rows; several numbers give learning curves.
-        ``transform``: scale on which all targets are fitted; ``None``: each property's own.
-        ``seed``: of random splits, weights and thinned rows.
-        ``structure_column``: see :mod:`matxfer.readers`.
-        ``on_graphs``: called with the number of graphs built since the last call.
-
-    Raises
-    ------
-    TableError
-        If a table, a column or a usable row is missing.
-    FormatError
-        If a source cannot be read.
-    OptionError
-        If an option is out of its range.
-    """
-    one = isinstance(tables, str | Path) or hasattr(tables, "iloc")
-    made = Probe(cast("Any", [tables] if one else tables), sources, **options)
-    if output is not None:
-        found = made.complete(Path(output) / "runs.jsonl", on_record)
-        found.save(output)
-        return found
-    with tempfile.TemporaryDirectory(prefix="matxfer-probe-") as folder:
-        return made.complete(Path(folder) / "runs.jsonl", on_record)

@@ -6,9 +6,9 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from matxfer.benchmark.markdown import Table
-from matxfer.probing.cells import NO_SOURCES, SCRATCH
+from matxfer.probing.cells import SCRATCH
 from matxfer.probing.intervals import NEGATIVE, Gain
-from matxfer.probing.transfer_map import by, mean_gain
+from matxfer.probing.rows import by, mean_gain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -215,11 +215,6 @@ def _curves(found: TransferMap) -> Table:
         cells = {row["rows"]: _spread(row) for row in mine}
         table.rows.append((*names, *(cells[n] for n in sizes)))
     return table
-
-
-def is_baseline(source: str) -> bool:
-    """Say whether a name is that of no source: random weights, scratch, composition."""
-    return source.startswith(NO_SOURCES)
 
 
 def short_lines(found: TransferMap) -> Sequence[str]:

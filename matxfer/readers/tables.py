@@ -179,7 +179,8 @@ def crystals_of_table(
     frame
         The table. Structures are in ``lattice`` (9 numbers, Å), ``numbers`` (n) and
         ``frac_coords`` (3n), as lists or as their JSON text; else in one column: CIF text,
-        pymatgen JSON, or paths relative to the table's folder.
+        pymatgen JSON, paths relative to the table's folder, or in a frame in memory pymatgen
+        structures, ASE atoms or crystals.
     source
         Path of the table, for messages and relative paths.
     structure_column
@@ -296,6 +297,7 @@ class _Cell:
 def _crystal_of_cell(cell: object, place: _Cell) -> Crystal:
     """Read a cell by what it is, since --structure-column may name any kind."""
     from matxfer.readers.monty_json import crystal_of_json
+    from matxfer.readers.objects import crystal_of_object
 
     if _is_missing(cell):
         raise CrystalError(
@@ -304,8 +306,9 @@ def _crystal_of_cell(cell: object, place: _Cell) -> Crystal:
         )
     if isinstance(cell, CrystalError):  # what a reader found out already
         raise cell
-    if isinstance(cell, Crystal):
-        return cell.with_id(place.id)
+    crystal = crystal_of_object(cell, place.id)
+    if crystal is not None:
+        return crystal
     if not isinstance(cell, str):
         return crystal_of_json(cell, place.id)
     text = cell.strip()

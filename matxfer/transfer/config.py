@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from matxfer.invariance.distances import METHODS as INVARIANT
 from matxfer.options import COUNT, NOT_NEGATIVE, PART, POSITIVE, check_choice, check_ranges
-from matxfer.transfer.correction import FORMS
 from matxfer.transfer.features import METHODS
 
 STRATEGIES = ("auto", "features", "finetune", "scratch", "correction")
 RETENTION = ("none", "ewc", "l2sp", "distill", "replay", "ewc+replay")
+#: From the simplest on, see :mod:`matxfer.transfer.correction`: as the base says it; b; a and b;
+#: r and b; all. ``"auto"`` chooses.
+CORRECTIONS = ("none", "offset", "linear", "elements", "elements+linear")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ class FinetuneConfig:
 _CHOICES = {
     "strategy": STRATEGIES,
     "features": METHODS,
-    "correction": ("auto", *FORMS),
+    "correction": ("auto", *CORRECTIONS),
     "retain": RETENTION,
     "invariant": ("none", *INVARIANT),
 }

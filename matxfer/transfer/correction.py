@@ -23,6 +23,7 @@ from matxfer.crystal import MAX_ATOMIC_NUMBER
 from matxfer.errors import OptionError
 from matxfer.nn.feature_readout import FeatureReadout
 from matxfer.nn.scaling import TargetScaler, composition
+from matxfer.transfer.config import CORRECTIONS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-#: From the simplest on: as the base says it; b; a and b; r and b; all. ``"auto"`` chooses.
-FORMS = ("none", "offset", "linear", "elements", "elements+linear")
 #: Penalties that are tried, in units of one row.
 PENALTIES = (1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
 #: A form of more numbers has to lower the error by more than this.
@@ -81,7 +80,8 @@ def fit_correction(
     Parameters
     ----------
     form
-        One of :data:`FORMS`, or ``"auto"``: the simplest within 2 % of the best.
+        One of :data:`matxfer.transfer.config.CORRECTIONS`, or ``"auto"``: the simplest within 2 %
+        of the best.
     source, target
         Predictions and values, (n,), on one scale each.
     fractions
@@ -101,7 +101,7 @@ def fit_correction(
     # Without a slope of its own, another quantity is no prediction of this one.
     tried = [
         fit_correction(each, source, fractions, target, weights=weights, slope=slope)
-        for each in FORMS
+        for each in CORRECTIONS
         if slope or each.endswith("linear")
     ]
     limit = min(each.error for each in tried) * (1 + TOLERANCE)

@@ -37,7 +37,7 @@ from matxfer.nn.network import EdgeGatedNetwork
 from matxfer.nn.scaling import TargetScaler
 from matxfer.pretraining.config import TrainingConfig
 from matxfer.readers import load_table
-from matxfer.runtime import keep_large_blocks
+from matxfer.runtime import keep_large_blocks, use_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -312,7 +312,7 @@ def main() -> None:
     # multiply them in every layer, would lose most of their speed. Before any thread is started,
     # because threads inherit it.
     torch.set_flush_denormal(True)
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     keep_large_blocks()
     loaded = {
         options: load_data(args.data, args.train, args.limit, args.seed, options)

@@ -22,7 +22,7 @@ from matxfer.data.packed import PackedGraphs
 from matxfer.graph import build_graph
 from matxfer.metrics import predict_rows
 from matxfer.model import DEFAULT_MODEL, load_model
-from matxfer.runtime import keep_large_blocks
+from matxfer.runtime import keep_large_blocks, use_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,7 +107,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure all tables and write the result."""
     args = parse_arguments()
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     keep_large_blocks()
     model = load_model(args.model)
     sizes = Table(

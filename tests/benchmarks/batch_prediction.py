@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-import torch
 from _table import Table, add_common_arguments, facts, write_tables
 
 from matxfer.batch.compute import predict_pack
@@ -35,7 +34,7 @@ from matxfer.graph import build_graph, symmetry_orbits
 from matxfer.model import DEFAULT_MODEL, load_model
 from matxfer.neighbors import neighbor_list
 from matxfer.readers import read_file
-from matxfer.runtime import keep_large_blocks
+from matxfer.runtime import keep_large_blocks, use_threads
 
 STRUCTURES = "mp_structures_unlabeled.parquet"
 PARTS = ("stages", "end-to-end", "memory", "kill", "processes", "peers")
@@ -175,7 +174,7 @@ def rows_of(folder: Path) -> pd.DataFrame:
 # -- measurements -----------------------------------------------------------------------------
 def stages(table: Path, cifs: Path | None, model_name: str, n: int) -> Table:
     """Time the stages one by one, on one thread of this process, ms of CPU per structure."""
-    torch.set_num_threads(1)
+    use_threads(1)
     keep_large_blocks()
     model = load_model(model_name)
     options = model.backbone.graph_options

@@ -23,6 +23,7 @@ from matxfer.backbones.chgnet_model import CARD, FISHER, RELEASE, model_of
 from matxfer.data.store import pack_chunk
 from matxfer.files import write_json, write_tensors
 from matxfer.fisher import concentration, fisher_diagonal, total_fisher
+from matxfer.runtime import use_threads
 
 MAE_EV_PER_ATOM, MATERIALS = 0.029, int(0.9 * 145_923)
 
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    use_threads(1)
 
     import chgnet
 

@@ -10,7 +10,6 @@ import argparse
 import statistics
 from pathlib import Path
 
-import torch
 from _table import Table, add_common_arguments, facts, write_tables
 
 from matxfer.benchmark.markdown import spread
@@ -19,6 +18,7 @@ from matxfer.benchmark.matbench_play import play, run_of
 from matxfer.benchmark.matbench_report import published_in
 from matxfer.benchmark.records import Records, complete
 from matxfer.model import load_model
+from matxfer.runtime import use_threads
 
 #: What is played: name, base, options, plugins per fold.
 VARIANTS = (
@@ -37,7 +37,7 @@ def main() -> None:
     add_common_arguments(parser, "matbench")
     parser.add_argument("--runs", type=Path, default=Path("runs/matbench.jsonl"))
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    use_threads(options.threads)
     data = read_task(TASKS["phonons"], options.data)
     records, bases = Records(options.runs), {}
     table = Table(

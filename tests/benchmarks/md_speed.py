@@ -18,10 +18,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from _md import matxfer as our_calculator
 from _md import silicon
 from _table import Table, add_common_arguments, facts, write_tables
+
+from matxfer.runtime import use_threads
 
 SCRIPT = Path(__file__).with_name("_md.py")
 
@@ -76,7 +77,7 @@ def speed(args: argparse.Namespace) -> Table:
 
 def scaling(args: argparse.Namespace) -> Table:
     """Time one evaluation against the number of atoms, and one search for neighbours."""
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     sizes, costs = [], []
     rows = []
     for repeat in args.scaling:

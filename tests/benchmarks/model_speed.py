@@ -22,7 +22,7 @@ from matxfer.data.loader import edge_budget_batches
 from matxfer.data.store import graph_store
 from matxfer.model import WEIGHTS_FILE, load_model
 from matxfer.readers import crystals_of_table, load_table
-from matxfer.runtime import keep_large_blocks
+from matxfer.runtime import keep_large_blocks, use_threads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,7 +78,7 @@ def main() -> None:
     """Measure and write the result."""
     args = parse_arguments()
     keep_large_blocks()
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     models = [load_model(name) for name in args.models]
     options = models[0].backbone.graph_options
     if any(model.backbone.graph_options != options for model in models):

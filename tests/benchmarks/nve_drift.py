@@ -13,7 +13,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 from _md import matxfer as our_calculator
 from _table import Table, add_common_arguments, facts, write_tables
 from ase import units
@@ -23,6 +22,7 @@ from ase.md.verlet import VelocityVerlet
 from matxfer.dynamics import MDOptions, run_md
 from matxfer.forcefield import ForceField
 from matxfer.relaxation import RelaxOptions, relax
+from matxfer.runtime import use_threads
 
 
 def run(args: argparse.Namespace, model: str, dtype: str) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure and write the result."""
     args = parse_arguments()
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     table = Table(
         "Drift of the total energy",
         ("model", "precision", "relaxed cell Å", "mean K", "drift meV/atom/ps", "waver meV/atom",

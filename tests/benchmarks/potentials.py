@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from _table import RESULTS, Table, add_common_arguments, facts, write_tables
 
 from matxfer.potential.errors import measure
@@ -28,6 +27,7 @@ from matxfer.potential.frames import Frames, read_frames
 from matxfer.potential.model import DEFAULT_POTENTIAL, load_potential
 from matxfer.potential.packed import PackedFrames
 from matxfer.potential.references import shift_references
+from matxfer.runtime import use_threads
 
 ELEMENTS = ("Cu", "Ge", "Li", "Mo", "Ni", "Si")
 #: Other tasks, and their tables.
@@ -165,7 +165,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Train what is missing and write the tables."""
     args = parse_arguments()
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     args.potential = load_potential(args.potential)
     card = args.potential.card
     general = read_frames(

@@ -28,7 +28,7 @@ from matxfer.data.table import read_property_table
 from matxfer.model import DEFAULT_MODEL, load_model
 from matxfer.nn.ensemble import ReadoutEnsemble
 from matxfer.readers import load_table
-from matxfer.runtime import keep_large_blocks
+from matxfer.runtime import keep_large_blocks, use_threads
 from matxfer.transfer.activations import Activations
 from matxfer.transfer.config import FinetuneConfig
 from matxfer.transfer.freezing import parameter_groups
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--chgnet", type=int, default=96, help="crystals for CHGNet; 0: none")
     arguments = parser.parse_args()
     keep_large_blocks()
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     model = load_model(arguments.model)
     tables = []
     for name in arguments.tables:

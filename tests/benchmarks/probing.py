@@ -44,6 +44,7 @@ from matxfer.graph import GraphArrays, GraphOptions, build_graph
 from matxfer.model import DEFAULT_MODEL, Model, load_model
 from matxfer.nn.network import EdgeGatedNetwork
 from matxfer.readers import crystals_of_table, load_table
+from matxfer.runtime import use_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -256,7 +257,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1, help="processes that compute targets")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     models = {
         m.rstrip("/").rsplit("/", 1)[-1]: load_model(m) for m in arguments.model or [DEFAULT_MODEL]
     }

@@ -30,6 +30,7 @@ from matxfer.domain import density_ratio
 from matxfer.domain.remedies import Remedy, compared, try_remedies
 from matxfer.domain.sample import HELD_OUT, Collection, read_collection
 from matxfer.model import load_model
+from matxfer.runtime import use_threads
 from matxfer.transfer.features import fit_features
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--raw", type=Path, default=Path("runs/remedies.jsonl"))
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     arguments.raw.parent.mkdir(parents=True, exist_ok=True)
     measure(arguments)
     records = [r for r in results(arguments.raw) if r["seed"] in arguments.seeds]

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import yaml
 from _table import Table, add_common_arguments, facts, write_tables
 from architectures import TARGET
@@ -33,7 +32,7 @@ from throughput import command
 from matxfer.pretraining.config import read_config
 from matxfer.pretraining.run import build_model, load_sources
 from matxfer.readers import load_table
-from matxfer.runtime import keep_large_blocks, quiet_lightning
+from matxfer.runtime import keep_large_blocks, quiet_lightning, use_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +56,7 @@ def mark(stage: str, **figures: float) -> None:
 
 def child(config_path: Path, threads: int, batches: int) -> None:
     """Run the stages of one size; with no batches, only build the stores."""
-    torch.set_num_threads(threads)
+    use_threads(threads)
     keep_large_blocks()
     config = read_config(config_path)
     mark("start")

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from _table import Table, add_common_arguments, facts, write_tables
 
 from matxfer.domain import concept
@@ -28,6 +27,7 @@ from matxfer.domain.diagnosis import diagnose
 from matxfer.domain.kinds import unseen_elements
 from matxfer.domain.sample import Collection, draw, make_sample, read_collection
 from matxfer.model import Model, load_model
+from matxfer.runtime import use_threads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=100, help="random halves of each table")
     parser.add_argument("--pool", type=int, default=600, help="structures that halves are made of")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     begin = time.perf_counter()
     model = load_model(args.model)
     source = read_collection(args.data / f"{SOURCE}.parquet", [ENERGY, GAP])

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 from _table import RESULTS, Table, add_common_arguments, facts, write_tables
 from ase.eos import EquationOfState
 from scipy.optimize import minimize_scalar
@@ -26,6 +25,7 @@ from matxfer.crystal import Crystal
 from matxfer.data.packed import PackedGraphs
 from matxfer.graph import GraphOptions, build_graph
 from matxfer.potential.plugin import load_potential_plugin
+from matxfer.runtime import use_threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -131,7 +131,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Compute and write."""
     args = parse_arguments()
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     import matplotlib as mpl
 
     mpl.use("Agg")

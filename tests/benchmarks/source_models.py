@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 import yaml
 
 from matxfer.benchmark.tasks import TASKS
@@ -26,6 +25,7 @@ from matxfer.pretraining.config import ExcludeConfig, read_config
 from matxfer.pretraining.exclusion import read_exclusions
 from matxfer.pretraining.run import pretrain
 from matxfer.readers import crystals_of_table
+from matxfer.runtime import use_threads
 
 MAX_SITES = 20
 HELD_OUT = 0.1  # of the formulas, once for val and once for test
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     for task in arguments.tasks:
         folder = arguments.out / f"source-{task}"

@@ -29,6 +29,7 @@ from matxfer.data.store import graph_store
 from matxfer.data.table import read_property_table
 from matxfer.model import Model, load_model
 from matxfer.readers import load_table
+from matxfer.runtime import use_threads
 from matxfer.transfer.activations import Activations
 from matxfer.transfer.baselines import untrained
 from matxfer.transfer.finetune import finetune
@@ -150,16 +151,17 @@ def score_table(names, cases, error, ranked) -> Table:
         ("score", "rank correlation, mean", "lowest", "regret, mean", "largest", "best chosen"),
         note=f"Over {len(names)} models, {len(cases)} tasks. Regret: by how much the error of the "
         "model with the best score is above that of the best model. `validation` ranks by the "
-        "validation errors of the readouts themselves, which need training.",
+        "validation errors of the readouts themselves, which need training; `matxfer sources` by "
+        "the errors of kernel ridge regression on the rows that all models can read.",
     )
-    for score in (*ERRORS, *SCORES, "validation"):
+    for score in ("matxfer sources", *ERRORS, *SCORES, "validation"):
         correlation, regret = [], []
         for case in cases:
             test = np.array([error[(*case, n)]["test"] for n in names])
             if score == "validation":
                 told = np.array([error[(*case, n)]["val"] for n in names])
             else:
-                by_name = {s["name"]: s["scores"][score] for s in ranked[case]["sources"]}
+                by_name = {s["name"]: _told(s, score) for s in ranked[case]["sources"]}
                 told = np.array([by_name[n] for n in names]) * (-1 if score in SCORES else 1)
             correlation.append(spearmanr(told, test).statistic)
             regret.append(test[told.argmin()] / test.min() - 1)
@@ -169,6 +171,10 @@ def score_table(names, cases, error, ranked) -> Table:
              f"{np.mean(regret):.1%}", f"{max(regret):.1%}", f"{hits} of {len(cases)}")
         )  # fmt: skip
     return table
+
+
+def _told(source: dict[str, Any], score: str) -> float:
+    return source["error"] if score == "matxfer sources" else source["scores"][score]
 
 
 def verdict_tables(names, against, cases, error, ranked) -> list[Table]:
@@ -238,7 +244,7 @@ def main() -> None:
     parser.add_argument("--scratch", action="store_true", help="train from scratch, too")
     parser.add_argument("--raw", type=Path, default=Path("runs/source_selection.jsonl"))
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     arguments.raw.parent.mkdir(parents=True, exist_ok=True)
     measure(arguments)
     write_tables(

@@ -31,6 +31,7 @@ from matxfer.data.table import read_property_table
 from matxfer.model import load_model
 from matxfer.nn.readout import pool
 from matxfer.readers import load_table
+from matxfer.runtime import use_threads
 from matxfer.transfer.finetune import finetune
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def main() -> None:
     parser.add_argument("--splits", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--raw", type=Path, default=Path("runs/source_tasks.jsonl"))
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     arguments.raw.parent.mkdir(parents=True, exist_ok=True)
     measure(arguments)
     write_tables(

@@ -32,7 +32,7 @@ from matxfer.data.packed import PackedGraphs
 from matxfer.graph import build_graph
 from matxfer.model import DEFAULT_MODEL, load_model
 from matxfer.readers import read_file
-from matxfer.runtime import keep_large_blocks
+from matxfer.runtime import keep_large_blocks, use_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -215,7 +215,7 @@ def main() -> None:
     args = parse_arguments()
     if args.n < len(BROKEN):
         raise SystemExit(f"-n must be at least {len(BROKEN)}, one per broken file")
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     keep_large_blocks()
     model = load_model(args.model)
     table = args.data / "mp_formation_energy.parquet"

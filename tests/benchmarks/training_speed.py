@@ -41,7 +41,7 @@ from matxfer.nn.head import PropertyHead, default_readout
 from matxfer.nn.layers import GaussianBasis
 from matxfer.nn.network import EdgeGatedNetwork
 from matxfer.pretraining.config import TrainingConfig
-from matxfer.runtime import keep_large_blocks
+from matxfer.runtime import keep_large_blocks, use_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -388,7 +388,7 @@ def main() -> None:
     """Measure, train and write the result."""
     args = parse_arguments()
     torch.set_flush_denormal(True)  # as in architectures.py: tails of Gaussians
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     keep_large_blocks()
     rows, chgnet = load_rows(args), chgnet_here()
     contenders = line_up(rows, args, (READY, CHGNET) if chgnet else (READY,))
