@@ -53,8 +53,8 @@ def test_controls_stand_apart(tables, records):
         tables.outcomes(records), ["planted"], "halves"
     )
     rows = {row[0]: row[1:] for row in short.rows}
-    assert rows["correction"] == (1, 1, 0, 0, "-21.7% (A)", "–")
-    assert rows["weights"] == (0, 1, 0, 1, "-5.0% (B)", "–")
+    assert rows["correction"] == ("1 (3)", "1 (0)", "0 (2)", "0 (0)", "-21.7% (A)", "–")
+    assert rows["weights"] == ("0 (1)", "1 (0)", "0 (1)", "1 (3)", "-5.0% (B)", "–")
     assert {row[0] for row in control.rows} == {"planted", "halves"}
     assert {row[0] for row in every.rows} == {"A", "B"}
     assert "Of 1 trials between random halves 0 say that a remedy helps and 1 that" in control.note

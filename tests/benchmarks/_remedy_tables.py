@@ -102,8 +102,10 @@ def tables(found: Sequence[Outcome], planted: Sequence[str], null: str) -> tuple
     short = Table(
         "Remedies over the real pairs",
         ("remedy", *VERDICTS, "largest gain", "largest harm"),
-        note="Number of pairs by what most of their seeds say. Gain and harm: change of the mean "
-        "absolute error on target rows that nothing was fitted to, mean over the seeds.",
+        note="Number of pairs by what most of their seeds say (of trials, one for each seed). Gain "
+        "and harm: change of the mean absolute error on target rows that nothing was fitted to, "
+        "mean over the seeds of a pair. Corrections and fine-tuning learn from labelled target "
+        "rows; the others see target structures alone.",
     )
     for remedy in dict.fromkeys(o.remedy for o in real):
         own = [o for o in real if o.remedy == remedy]
@@ -114,7 +116,9 @@ def tables(found: Sequence[Outcome], planted: Sequence[str], null: str) -> tuple
             f"{x:+.1%} ({pair})" if sign * x > 0 else "–"
             for (x, pair), sign in ((best, -1), (worst, 1))
         )
-        short.rows.append((remedy, *(counts[v] for v in VERDICTS), gain, harm))
+        trials = Counter(t["verdict"] for o in own for t in o.trials)
+        cells = [f"{counts[verdict]} ({trials[verdict]})" for verdict in VERDICTS]
+        short.rows.append((remedy, *cells, gain, harm))
     chance = [t for o in found if o.pair == null for t in o.trials]
     counts = Counter(t["verdict"] for t in chance)
     columns = ("pair", "base", "remedy", "without", "with", "change", *VERDICTS)
@@ -127,7 +131,9 @@ def tables(found: Sequence[Outcome], planted: Sequence[str], null: str) -> tuple
     every = Table(
         "Pair by pair", columns,
         note="Mean absolute errors without and with the remedy, means over the seeds; change: mean "
-        "± standard deviation over the seeds, whose samples overlap; then how many seeds say what.",
+        "± standard deviation over the seeds, whose samples overlap; then how many seeds say what. "
+        "Fine-tuning starts from the base's prediction only where that is of the very quantity, so "
+        "not for HSE and GLLB-SC gaps; these structures' PBE gaps are mostly known to the base.",
     )  # fmt: skip
     control.rows += [o.row() for o in found if o.pair in apart]
     every.rows += [o.row() for o in real]

@@ -30,6 +30,7 @@ from matxfer.domain import density_ratio
 from matxfer.domain.remedies import Remedy, compared, try_remedies
 from matxfer.domain.sample import HELD_OUT, Collection, read_collection
 from matxfer.model import load_model
+from matxfer.runtime import use_threads
 from matxfer.transfer.features import fit_features
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--raw", type=Path, default=Path("runs/remedies.jsonl"))
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     arguments.raw.parent.mkdir(parents=True, exist_ok=True)
     measure(arguments)
     records = [r for r in results(arguments.raw) if r["seed"] in arguments.seeds]
@@ -195,7 +196,8 @@ def main() -> None:
     about = facts(
         arguments.threads,
         bases=f"{arguments.model}; source-gap (energies) and source-energy (gaps)",
-        structures_of_each=f"{arguments.sample}, of at most {MAX_SITES} atoms",
+        structures_of_each=f"{arguments.sample}, of at most {MAX_SITES} atoms; half of those of "
+        "the target are measured on",
         seeds=", ".join(map(str, arguments.seeds)),
         cpu_seconds=f"{sum(r['cpu_seconds'] for r in records):.0f}",
     )
