@@ -146,8 +146,15 @@ def _figures_lines(parts: dict[str, Any]) -> Iterator[str]:
         if "weighted" in figures:
             yield f"      weighed: {figures_line(figures['weighted'])}"
         if "coverage" in figures:
-            level, coverage = figures["coverage_level"], figures["coverage"]
-            yield f"      {level:.0%} intervals hold {coverage:.0%} of the values"
+            yield f"      {coverage_line(figures)}"
+
+
+def coverage_line(figures: dict[str, Any]) -> str:
+    """Return in words how many values of a part the intervals of a plugin hold."""
+    level, coverage = figures["coverage_level"], figures["coverage"]
+    if coverage is None:
+        return f"no {level:.0%} intervals: too few validation rows to calibrate them on"
+    return f"{level:.0%} intervals hold {coverage:.0%} of the values"
 
 
 def _weights_line(weights: dict[str, Any], rows: dict[str, int]) -> str:

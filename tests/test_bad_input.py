@@ -189,6 +189,18 @@ def test_fewer_than_ten_rows(tune, crystal_frame):
         tune(frame)
 
 
+def test_too_few_validation_rows_for_intervals(tune, crystal_frame):
+    """Intervals without an end would hold every value."""
+    few, enough = (
+        tune(crystal_frame.assign(split=["train"] * (54 - n) + ["val"] * n + ["test"] * 6))
+        for n in (8, 9)
+    )
+    assert few.meta["figures"]["test"]["coverage"] is None
+    assert "no 90% intervals: too few validation rows" in str(few.report)
+    assert 0.0 <= enough.meta["figures"]["test"]["coverage"] <= 1.0
+    assert "no 90% intervals" not in str(enough.report)
+
+
 def test_a_small_table_without_a_split(tune, crystal_frame):
     with pytest.raises(TableError, match=r"8 usable row\(s\) in 'train', but at least 10"):
         tune(crystal_frame[:10], split_column=None)

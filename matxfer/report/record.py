@@ -231,8 +231,9 @@ def _figures(kept: dict[str, Any], plugin: Plugin) -> dict[str, Any]:
         low, high = (np.array(kept[key], dtype=np.float64) for key in ("lower", "upper"))
         known = np.isfinite(np.array(kept["predicted"], dtype=np.float64))
         if known.any():
-            inside = (truth >= low) & (truth <= high)
-            figures["coverage"] = float(inside[known].mean())
+            inside = float(((truth >= low) & (truth <= high))[known].mean())
+            # Intervals without an end hold everything, which says nothing.
+            figures["coverage"] = inside if np.isfinite(plugin.uncertainty.quantile) else None
             figures["coverage_level"] = plugin.uncertainty.level
     return figures
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from matxfer.files import POTENTIAL_KIND
 from matxfer.plugin_files import META, WEIGHTS, read_plugin
 from matxfer.sharing.listing import headline, target_of
-from matxfer.terminal import figures_line
+from matxfer.terminal import coverage_line, figures_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,8 +86,7 @@ def _errors(facts: dict[str, Any]) -> Iterator[str]:
         for part, figures in facts["figures"].items():
             yield f"{part:4} {figures_line(figures)}"
             if "coverage" in figures:
-                level, coverage = figures["coverage_level"], figures["coverage"]
-                yield f"     {level:.0%} intervals hold {coverage:.0%} of the values"
+                yield f"     {coverage_line(figures)}"
     except (KeyError, TypeError, AttributeError, ValueError):
         yield "not told, or not readable"
 

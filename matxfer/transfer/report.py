@@ -110,8 +110,11 @@ def figures_of(
         figures[part]["mae_of_a_constant"] = float(np.abs(truth - constant).mean())
         if plugin.uncertainty is not None:
             spread, low, high, score = columns
-            figures[part]["coverage"] = float(((truth >= low) & (truth <= high)).mean())
             figures[part]["coverage_level"] = plugin.uncertainty.level
+            # Intervals without an end hold everything, which says nothing.
+            ends = np.isfinite(plugin.uncertainty.quantile)
+            inside = float(((truth >= low) & (truth <= high)).mean())
+            figures[part]["coverage"] = inside if ends else None
             error = np.abs(values - truth)
             figures[part]["rank_correlation_of_error_and_ood"] = _rank_correlation(error, score)
             figures[part]["rank_correlation_of_error_and_std"] = _rank_correlation(error, spread)
