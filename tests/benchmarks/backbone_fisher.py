@@ -33,6 +33,7 @@ from matxfer.files import write_json, write_tensors
 from matxfer.fisher import concentration, fisher_diagonal, total_fisher
 from matxfer.potential.fisher import potential_fisher
 from matxfer.potential.model import ENERGY
+from matxfer.runtime import use_threads
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    use_threads(1)
     table = arguments.data / "mp_formation_energy.parquet"
     for name in arguments.models:
         measure(name, table, arguments.samples, arguments.seed)
