@@ -36,12 +36,12 @@ DATA, MODEL, OUTPUT = "../shared/data", "mp-base-strict", "runs/benchmark"
 
 def use_threads(threads: int | None) -> None:
     """Compute with so many threads, ``None``: all CPUs."""
-    from matxfer import runtime
     from matxfer.data.store import available_cpus
+    from matxfer.runtime import use_threads as use
 
     if threads is not None and threads < 1:
         raise OptionError(f"--threads is {threads}, but must be at least 1")
-    runtime.use_threads(threads or available_cpus())
+    use(threads or available_cpus())
 
 
 def write_document(
