@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from _table import Table, add_common_arguments, facts, write_tables
-from transfer import target_of
 
+from matxfer.benchmark.tasks import target_of
 from matxfer.data.loader import edge_budget_batches
 from matxfer.data.store import graph_store
 from matxfer.data.table import read_property_table
