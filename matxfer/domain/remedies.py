@@ -309,12 +309,12 @@ def _errors_as_it_is(task: Task, like: str) -> Floats:
     return np.asarray(np.abs(said - task.values[rows]))
 
 
-def _groups(collection: Collection, rows: NDArray[np.int64]) -> Sequence[Hashable]:
+def _groups(collection: Collection, rows: NDArray[np.int64]) -> list[Hashable]:
     """Return what is kept whole: the composition of each row, or its material if they are few."""
-    compositions = [collection.compositions[k] for k in rows]
+    compositions: list[Hashable] = [collection.compositions[k] for k in rows]
     if len(set(compositions)) >= FEWEST_ROWS:
         return compositions
-    return materials([collection.crystals[k] for k in rows]).tolist()
+    return list(materials([collection.crystals[k] for k in rows]).tolist())
 
 
 def _halves(groups: Sequence[Hashable], share: float, seed: int) -> NDArray[np.bool_]:
