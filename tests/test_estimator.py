@@ -156,7 +156,10 @@ def test_checks_of_scikit_learn(tiny_model_folder, kind, options):
         by_status.setdefault(check["status"], set()).add(check["check_name"])
     failed = {c["check_name"]: repr(c["exception"]) for c in found if c["status"] == "failed"}
     assert not failed
-    assert by_status.get("xfail", set()) == set(left_out), "a check left out passes: let it in"
+    # Batches of one size or another round alike with one thread.
+    needed = {name for name, why in left_out.items() if why != SINGLE}
+    xfailed = by_status.get("xfail", set())
+    assert needed <= xfailed <= set(left_out), "a check left out passes: let it in"
     assert by_status.get("skipped", set()) <= {"check_array_api_input"}
     assert len(by_status["passed"]) > 35
 
