@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+# Matrices of the tests are small: threads of a BLAS that wait for a busy CPU cost more than they
+# give.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import ase.io
 import numpy as np
 import pandas as pd
