@@ -15,6 +15,7 @@ from matxfer.batch.work import Caution, Done
 from matxfer.batch.worker import Board, Stage
 from matxfer.crystal import CrystalError
 from matxfer.errors import ErrorKind, MatxferError
+from matxfer.runtime import deaf_to_interrupts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -227,7 +228,7 @@ class Crew:
     def _hire(self) -> _Worker:
         ours, theirs = self._context.Pipe()
         numbers = self._context.RawArray("d", Board.SIZE)
-        with worker.one_thread_each(), worker.deaf_to_interrupts():
+        with worker.one_thread_each(), deaf_to_interrupts():
             process = self._context.Process(
                 target=worker.main, args=(theirs, numbers, self._setup), daemon=True
             )

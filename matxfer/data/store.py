@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from matxfer.crystal import Crystal, CrystalError
 from matxfer.data.packed import PackedGraphs
 from matxfer.graph import GRAPH_VERSION, GraphArrays, GraphOptions, build_graph
-from matxfer.runtime import leave_interrupts_to_the_parent
+from matxfer.runtime import deaf_to_interrupts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -147,10 +147,10 @@ def _packed_chunks(
         yield from map(build, chunks)
         return
     # Spawned, not forked: forking a process that has started torch's threads can deadlock.
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=leave_interrupts_to_the_parent
-    ) as pool:
-        yield from pool.map(build, chunks)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with deaf_to_interrupts():  # all are started as the chunks are handed in
+            packs = pool.map(build, chunks)
+        yield from packs
 
 
 def _open(folder: Path) -> GraphStore:
