@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
-#: What OpenMP, OpenBLAS and MKL read when they are loaded.
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+#: What the libraries that compute read once, as they are loaded.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
 
 
 def keep_large_blocks() -> None:
@@ -48,7 +54,7 @@ def use_threads(count: int) -> None:
     import torch
     from threadpoolctl import threadpool_limits
 
-    for name in _THREADS:
+    for name in THREAD_VARIABLES:
         os.environ[name] = str(count)
     threadpool_limits(count)
     torch.set_num_threads(count)

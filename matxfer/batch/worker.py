@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from matxfer.batch.work import Watch, do_unit
+from matxfer.runtime import THREAD_VARIABLES, keep_large_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,14 +22,6 @@ if TYPE_CHECKING:
 
 #: Messages: a unit to do, the numbers to compute (to a worker); keys, a unit done (from it).
 UNIT, CHOSEN, READY, KEYS, DONE, FAILED = "unit", "chosen", "ready", "keys", "done", "failed"
-
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
 
 
 class Stage(IntEnum):
@@ -86,8 +79,8 @@ def one_thread_each() -> Iterator[None]:
     Two processes of two threads on two cores wait for each other most of the time. The libraries
     read these variables once, as they are loaded.
     """
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     try:
         yield
     finally:
@@ -101,9 +94,9 @@ def one_thread_each() -> Iterator[None]:
 def main(pipe: Connection, numbers: Any, setup: Setup) -> None:
     """Do units until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from matxfer.runtime import keep_large_blocks, use_threads
+    import torch
 
-    use_threads(1)
+    torch.set_num_threads(1)  # a BLAS has read one_thread_each
     keep_large_blocks()
     board, inbox = Board(numbers), Inbox(pipe)
     try:
